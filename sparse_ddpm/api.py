@@ -1,0 +1,160 @@
+"""The stages put together: ticket, program, engine, sampler, images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparse_ddpm.engine import Engine, make_engine
+from sparse_ddpm.errors import ConfigError, expected
+from sparse_ddpm.lower import lower
+from sparse_ddpm.sampling import make_table, sample_loop, to_uint8
+from sparse_ddpm.ticket import Ticket, load_ticket, shipped_ticket_path
+
+DEFAULT_BATCH = 16
+"""Images that go through the engine together unless the caller says otherwise."""
+
+
+class Sampler:
+    """Draws images from a ticket. Engines are planned once per batch size and kept.
+
+    ``device``: ``auto``, ``cpu`` or ``numpy``; ``threads``: default all cores at hand. Close it,
+    or use it as a context manager, to end the engine's threads early.
+    """
+
+    def __init__(
+        self, ticket: Ticket, *, device: str = "auto", threads: int | None = None
+    ) -> None:
+        self.ticket = ticket
+        self.program = lower(ticket)
+        self._device = device
+        self._threads = threads
+        self._engines: dict[int, Engine] = {}
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+    ) -> Sampler:
+        """A sampler for the ticket at ``path``; without one, for the ticket that ships.
+
+        Raises `TicketError` for a damaged file.
+        """
+        ticket = load_ticket(shipped_ticket_path() if path is None else path)
+        return cls(ticket, device=device, threads=threads)
+
+    def sample(
+        self,
+        n: int = 16,
+        *,
+        steps: int = 50,
+        sampler: str = "ddim",
+        seed: int = 0,
+        eta: float | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+    ) -> NDArray[np.uint8]:
+        """Draw ``n`` images: uint8 ``[n, H, W, C]``.
+
+        ``sampler``: ``ddpm``, ``ddim`` (``eta`` 0 by default) or ``dpm++``. Image i of a seed is
+        the same whatever ``n`` and ``batch_size``. ``progress``: a bar on stderr. Raises
+        `ConfigError` for settings out of range.
+        """
+        return to_uint8(
+            self.sample_float(
+                n,
+                steps=steps,
+                sampler=sampler,
+                seed=seed,
+                eta=eta,
+                batch_size=batch_size,
+                progress=progress,
+            )
+        )
+
+    def sample_float(
+        self,
+        n: int = 16,
+        *,
+        steps: int = 50,
+        sampler: str = "ddim",
+        seed: int = 0,
+        eta: float | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+    ) -> NDArray[np.float32]:
+        """As `sample`, but the unrounded images: float32 ``[n, C, H, W]`` in [-1, 1]."""
+        for what, value, low in (("n", n, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
+            if value is not None and (type(value) is not int or value < low):
+                raise ConfigError(expected(what, f"an integer of at least {low}", repr(value)))
+        table = make_table(self.ticket.diffusion, sampler=sampler, steps=steps, eta=eta)
+        batch = min(n, DEFAULT_BATCH if batch_size is None else batch_size)
+        shape = self.program.input_shape
+        images = np.empty((n, *shape), dtype=np.float32)
+        with _Progress(progress, -(-n // batch) * len(table.timesteps)) as bar:
+            for start, stop in _chunks(n, batch):
+                engine = self.engine(stop - start)
+                engine.set_schedule(table.timesteps)
+                images[start:stop] = sample_loop(
+                    engine.run,
+                    table,
+                    seed=seed,
+                    image_indices=np.arange(start, stop),
+                    shape=shape,
+                    callback=bar.step,
+                )
+        return images
+
+    def engine(self, batch: int) -> Engine:
+        """The engine for ``batch`` images at once, planned on first use."""
+        if batch not in self._engines:
+            self._engines[batch] = make_engine(
+                self.program, self._device, batch=batch, threads=self._threads
+            )
+        return self._engines[batch]
+
+    def close(self) -> None:
+        """End the engines; the next `sample` plans new ones."""
+        for engine in self._engines.values():
+            engine.close()
+        self._engines.clear()
+
+    def __enter__(self) -> Sampler:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _chunks(n: int, batch: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, n, batch):
+        yield start, min(start + batch, n)
+
+
+class _Progress:
+    """A tqdm bar over steps, or nothing."""
+
+    def __init__(self, wanted: bool, total: int) -> None:
+        self._bar: Any = None
+        if wanted:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, unit="step", desc="sampling", leave=False)
+
+    def step(self, _index: int, _x: NDArray[np.float32]) -> None:
+        if self._bar is not None:
+            self._bar.update()
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()

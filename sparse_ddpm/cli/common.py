@@ -1,0 +1,121 @@
+"""What the commands share: arguments, opening a ticket, printing JSON, writing files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from sparse_ddpm.errors import ConfigError, SparseDDPMError, expected
+
+if TYPE_CHECKING:
+    from sparse_ddpm.ticket import Ticket
+
+SCHEMA = 1
+
+
+def positive(text: str) -> int:
+    """An argparse type: an integer of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text}")
+    return value
+
+
+def natural(text: str) -> int:
+    """An argparse type: an integer of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 0, got {text}")
+    return value
+
+
+def add_ticket(parser: argparse.ArgumentParser, *, synthetic: bool = True) -> None:
+    """``TICKET`` and, where it makes sense, ``--synthetic``."""
+    parser.add_argument(
+        "ticket", nargs="?", metavar="TICKET", help="a .pt or .safetensors ticket (default: shipped)"
+    )
+    if synthetic:
+        parser.add_argument(
+            "--synthetic",
+            metavar="MODEL:SPARSITY:PATTERN",
+            help="a random ticket instead, for example paper:0.9:element or small:0.95:vector:8",
+        )
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """``--device`` and ``--threads``."""
+    parser.add_argument(
+        "--device",
+        default="auto",
+        choices=("auto", "cpu", "numpy"),
+        help="engine: cpu is C++, numpy the slow reference (default: auto, which is cpu)",
+    )
+    parser.add_argument(
+        "--threads", type=positive, help="threads of the cpu engine (default: all cores at hand)"
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """``--json``."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+
+
+def open_ticket(args: argparse.Namespace) -> tuple[Ticket, str]:
+    """The ticket that the arguments name, and a name for it to print."""
+    from sparse_ddpm.ticket import load_ticket, shipped_ticket_path
+
+    text = getattr(args, "synthetic", None)
+    if text is not None:
+        if args.ticket is not None:
+            raise ConfigError(expected("--synthetic", "no TICKET beside it", args.ticket))
+        return synthetic(text), text
+    path = shipped_ticket_path() if args.ticket is None else Path(args.ticket)
+    return load_ticket(path), str(args.ticket or "shipped ticket")
+
+
+def synthetic(text: str) -> Ticket:
+    """The random ticket described by ``MODEL:SPARSITY:PATTERN``."""
+    from sparse_ddpm.ticket import PRESETS, synthetic_ticket
+
+    model, _, rest = text.partition(":")
+    fraction, _, pattern = rest.partition(":")
+    try:
+        sparsity = float(fraction)
+    except ValueError:
+        sparsity = -1.0
+    if model not in PRESETS or not 0.0 <= sparsity < 1.0:
+        wanted = f"MODEL:SPARSITY:PATTERN with MODEL one of {', '.join(PRESETS)}, SPARSITY in [0, 1)"
+        raise ConfigError(expected("--synthetic", wanted, repr(text)))
+    return synthetic_ticket(PRESETS[model], sparsity, pattern or "element")
+
+
+def print_json(result: dict[str, Any]) -> None:
+    """Print ``result`` as one JSON object, the schema number first."""
+    print(json.dumps({"schema": SCHEMA, **result}, allow_nan=False))
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write to a temporary name beside ``path``, then rename: whole or not at all."""
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise SparseDDPMError(expected(f"output {path}", "a writable place", reason)) from None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)
+        os.replace(name, path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise SparseDDPMError(expected(f"output {path}", "a writable place", reason)) from None
+    finally:
+        if os.path.exists(name):
+            os.unlink(name)

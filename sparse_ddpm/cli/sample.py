@@ -1,0 +1,84 @@
+"""``sparse-ddpm sample``: images from a ticket."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from sparse_ddpm.cli import common
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "sample",
+        help="draw images from a ticket",
+        description="Draw images from a ticket through the sparse engine. Needs no torch.",
+    )
+    common.add_ticket(parser, synthetic=False)
+    parser.add_argument("-n", type=common.positive, default=16, help="images (default: 16)")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("samples.png"),
+        help="a picture of all images in a grid, or raw uint8 [n, H, W, C] as .npy "
+        "(default: samples.png)",
+    )
+    parser.add_argument(
+        "--sampler", choices=("ddpm", "ddim", "dpm++"), default="ddim", help="default: ddim"
+    )
+    parser.add_argument("--steps", type=common.positive, default=50, help="default: 50")
+    parser.add_argument("--eta", type=float, help="noise of ddim, 0 to 1 (default: 0)")
+    parser.add_argument("--seed", type=common.natural, default=0, help="default: 0")
+    parser.add_argument("--batch", type=common.positive, help="images at once (default: 16)")
+    common.add_engine(parser)
+    common.add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw, write, report."""
+    from sparse_ddpm.api import Sampler
+    from sparse_ddpm.cli.picture import check_suffix, save_images
+
+    check_suffix(args.output)
+    ticket, name = common.open_ticket(args)
+    with Sampler(ticket, device=args.device, threads=args.threads) as sampler:
+        start = time.perf_counter()
+        images = sampler.sample(
+            args.n,
+            steps=args.steps,
+            sampler=args.sampler,
+            seed=args.seed,
+            eta=args.eta,
+            batch_size=args.batch,
+            progress=True,
+        )
+        seconds = time.perf_counter() - start
+        engine = sampler.engine(min(args.n, len(images), args.batch or 16)).description
+    save_images(images, args.output)
+    if args.json:
+        common.print_json(
+            {
+                "ticket": name,
+                "output": str(args.output),
+                "images": args.n,
+                "shape": list(images.shape),
+                "sampler": args.sampler,
+                "steps": args.steps,
+                "seed": args.seed,
+                "engine": engine,
+                "seconds": seconds,
+                "images_per_s": args.n / seconds,
+            }
+        )
+    else:
+        size = f"{images.shape[2]}x{images.shape[1]}"
+        print(
+            f"{args.output}: {args.n} images of {size}, {args.steps} {args.sampler} steps, "
+            f"{seconds:.2f} s on {engine}"
+        )
+    return 0
