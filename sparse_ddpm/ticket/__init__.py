@@ -1,0 +1,24 @@
+"""The ticket: its value, its configuration and its file. Nothing here imports torch."""
+
+from sparse_ddpm.ticket.config import (
+    PRESETS,
+    DiffusionConfig,
+    Pattern,
+    Provenance,
+    UNetConfig,
+)
+from sparse_ddpm.ticket.parameters import Parameter, unet_parameters
+from sparse_ddpm.ticket.synthetic import synthetic_ticket
+from sparse_ddpm.ticket.ticket import Ticket
+
+__all__ = [
+    "PRESETS",
+    "DiffusionConfig",
+    "Parameter",
+    "Pattern",
+    "Provenance",
+    "Ticket",
+    "UNetConfig",
+    "synthetic_ticket",
+    "unet_parameters",
+]

@@ -36,7 +36,7 @@ def _check_choice(what: str, value: object, choices: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class UNetConfig:
-    """The paper's U-Net: ``dim`` times ``dim_mults`` channels per level, one halving between levels.
+    """The paper's U-Net: ``dim`` times ``dim_mults`` channels, one halving between levels.
 
     ``weight_standardization`` is ``"surviving"`` (the 3x3 convolutions of the residual blocks are
     standardised over the weights that survive the mask) or ``"none"``.
