@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from sparse_ddpm.api import Sampler
     from sparse_ddpm.engine import Engine, make_engine
     from sparse_ddpm.errors import SparseDDPMError
-    from sparse_ddpm.lower import lower
     from sparse_ddpm.program import Program
     from sparse_ddpm.ticket import Ticket, load_ticket, save_ticket
 
@@ -28,7 +27,6 @@ _HOMES = {
     "SparseDDPMError": "errors",
     "Ticket": "ticket",
     "load_ticket": "ticket",
-    "lower": "lower",
     "make_engine": "engine",
     "save_ticket": "ticket",
 }
@@ -41,7 +39,6 @@ __all__ = [
     "Ticket",
     "__version__",
     "load_ticket",
-    "lower",
     "make_engine",
     "save_ticket",
 ]
@@ -51,7 +48,6 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    # `lower` is also a subpackage: binding the function here keeps it the public meaning.
     globals()[name] = value
     return value
 
