@@ -1,0 +1,42 @@
+"""Bytes of a Program: weights in their format, activations that an operation must read and write."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sparse_ddpm.program import ChannelNorm, Conv, NormAct, Operation
+from sparse_ddpm.program.operations import inputs_of
+from sparse_ddpm.program.program import Shape
+
+FLOAT32 = 4
+
+
+@dataclass(frozen=True, slots=True)
+class OperationBytes:
+    """``weights``: in their format; ``dense_weights``: all as float32; activations per image."""
+
+    weights: int
+    dense_weights: int
+    read: int
+    written: int
+
+
+def operation_bytes(operation: Operation, shapes: Mapping[str, Shape]) -> OperationBytes:
+    """Bytes of one operation; activations are float32 and counted once per image."""
+    weights = dense = 0
+    match operation:
+        case Conv(weight=weight, bias=bias):
+            extra = 0 if bias is None else int(bias.nbytes)
+            weights = weight.nbytes + extra
+            dense = FLOAT32 * weight.shape[0] * weight.shape[1] + extra
+        case NormAct(gamma=gamma, beta=beta):
+            weights = dense = int(gamma.nbytes + beta.nbytes)
+        case ChannelNorm(gain=gain):
+            weights = dense = int(gain.nbytes)
+        case _:
+            pass
+    read = sum(FLOAT32 * math.prod(shapes[name]) for name in inputs_of(operation))
+    written = FLOAT32 * math.prod(shapes[operation.out])
+    return OperationBytes(weights, dense, read, written)

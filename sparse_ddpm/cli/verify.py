@@ -1,0 +1,84 @@
+"""``sparse-ddpm verify``: the sparse engine against masked dense, on this ticket."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from sparse_ddpm.cli import common
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "verify",
+        help="check the sparse engine against masked dense torch",
+        description="Run a ticket through the sparse engine and through masked dense torch in "
+        "float64 (the numpy reference where torch is not installed), and compare every "
+        "operation, the network's output, and whole images. Exit status 1 on a difference.",
+    )
+    common.add_ticket(parser)
+    parser.add_argument("--steps", type=common.positive, default=50, help="DDIM steps (default 50)")
+    parser.add_argument("--seed", type=common.natural, default=0, help="default: 0")
+    parser.add_argument(
+        "--oracle", choices=("auto", "torch", "numpy"), default="auto", help="default: auto"
+    )
+    common.add_engine(parser)
+    common.add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare and report."""
+    from sparse_ddpm.verify import IMAGE_TOLERANCE, OPERATION_TOLERANCE, verify
+
+    ticket, name = common.open_ticket(args)
+
+    def progress(text: str) -> None:
+        print(f"verify: {text}", file=sys.stderr)
+
+    found = verify(
+        ticket,
+        device=args.device,
+        threads=args.threads,
+        steps=args.steps,
+        seed=args.seed,
+        oracle=args.oracle,
+        progress=progress,
+    )
+    worst_name, worst = found.worst
+    if args.json:
+        common.print_json(
+            {
+                "ticket": name,
+                "passed": found.passed,
+                "oracle": found.oracle,
+                "engine": found.engine,
+                "steps": found.steps,
+                "operation_tolerance": OPERATION_TOLERANCE,
+                "image_tolerance": IMAGE_TOLERANCE,
+                "worst_operation": worst_name,
+                "worst_operation_error": _number(worst),
+                "output_error": _number(found.output_error),
+                "image_error": _number(found.image_error),
+                "operations": {k: _number(v) for k, v in found.operations.items()},
+                "unmatched": list(found.unmatched),
+            }
+        )
+    else:
+        print(f"{name}: {found.engine} against {found.oracle}")
+        print(f"  operations compared   {len(found.operations)}")
+        print(f"  worst operation       {worst:.1e}  {worst_name}  (limit {OPERATION_TOLERANCE:g})")
+        print(f"  network output        {found.output_error:.1e}  (limit {OPERATION_TOLERANCE:g})")
+        print(
+            f"  images, {found.steps} steps".ljust(24)
+            + f"{found.image_error:.1e}  (limit {IMAGE_TOLERANCE:g})"
+        )
+        print("passed" if found.passed else "FAILED")
+    return 0 if found.passed else 1
+
+
+def _number(value: float) -> float | None:
+    """JSON has no infinity."""
+    return value if abs(value) != float("inf") else None

@@ -1,0 +1,166 @@
+"""Is the sparse engine right? Every value of the Program against masked dense torch.
+
+The torch model knows nothing of Programs, formats or panels: it multiplies every zero. Hooks on
+its modules give the value of each operation by name, in float64. Where torch is not installed the
+numpy reference engine stands in, which shares the lowering but none of the kernels.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparse_ddpm.api import Sampler
+from sparse_ddpm.engine import make_engine
+from sparse_ddpm.sampling import make_table, sample_loop
+from sparse_ddpm.sampling.noise import normal
+from sparse_ddpm.ticket import Ticket
+
+Values = dict[str, NDArray[np.floating[Any]]]
+
+OPERATION_TOLERANCE = 1e-5
+"""Largest difference of a value, relative to the largest magnitude of that value."""
+IMAGE_TOLERANCE = 1e-3
+"""Largest difference of an image in [-1, 1] after all steps."""
+BATCH = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What `verify` found. ``operations``: the worst relative error of each value by name."""
+
+    oracle: str
+    engine: str
+    steps: int
+    operations: dict[str, float]
+    unmatched: tuple[str, ...]
+    """Values that the oracle does not have by name: concatenations, which move data only."""
+    output_error: float
+    image_error: float
+
+    @property
+    def worst(self) -> tuple[str, float]:
+        return max(self.operations.items(), key=lambda item: item[1])
+
+    @property
+    def passed(self) -> bool:
+        errors = (*self.operations.values(), self.output_error)
+        # A comparison with NaN is false, so NaN fails.
+        return all(e <= OPERATION_TOLERANCE for e in errors) and (
+            self.image_error <= IMAGE_TOLERANCE
+        )
+
+
+def verify(
+    ticket: Ticket,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    steps: int = 50,
+    seed: int = 0,
+    oracle: str = "auto",
+    progress: Callable[[str], None] = lambda _: None,
+) -> Verification:
+    """Compare the engine with the oracle, value by value at three steps, then whole images.
+
+    ``oracle``: ``torch``, ``numpy``, or ``auto`` (torch where it is installed).
+    """
+    if oracle == "auto":
+        oracle = "torch" if importlib.util.find_spec("torch") else "numpy"
+    table = make_table(ticket.diffusion, sampler="ddim", steps=steps)
+    with Sampler(ticket, device=device, threads=threads) as sampler:
+        program = sampler.program
+        engine = sampler.engine(BATCH)
+        engine.set_schedule(table.timesteps)
+        expected_values = (_torch_oracle if oracle == "torch" else _numpy_oracle)(ticket, sampler)
+        worst: dict[str, float] = {}
+        output_error = 0.0
+        for row in sorted({0, len(table.timesteps) // 2, len(table.timesteps) - 1}):
+            progress(f"operations at step {row}")
+            x = normal(seed, np.arange(BATCH), row, program.input_shape)
+            got = engine.trace(x, row)
+            wanted = expected_values(x, float(table.timesteps[row]))
+            for name in program.shapes:
+                if name in wanted and name != program.input:
+                    error = relative_error(got[name], wanted[name])
+                    worst[name] = max(worst.get(name, 0.0), error)
+            ran = engine.run(x, row)
+            output_error = max(output_error, relative_error(ran, wanted[program.output]))
+        unmatched = tuple(n for n in program.shapes if n not in worst and n != program.input)
+        progress("images")
+
+        def loop(denoise: Callable[[NDArray[np.float32], int], NDArray[np.float32]]) -> Any:
+            return sample_loop(
+                denoise,
+                table,
+                seed=seed,
+                image_indices=np.arange(BATCH),
+                shape=program.input_shape,
+            )
+
+        def oracle_denoise(x: NDArray[np.float32], step: int) -> NDArray[np.float32]:
+            values = expected_values(x, float(table.timesteps[step]))
+            return values[program.output].astype(np.float32)
+
+        image_error = float(np.abs(loop(engine.run) - loop(oracle_denoise)).max())
+        return Verification(
+            oracle, engine.description, steps, worst, unmatched, output_error, image_error
+        )
+
+
+def relative_error(got: NDArray[Any], wanted: NDArray[Any]) -> float:
+    """Largest absolute difference over the largest magnitude wanted; inf where not finite."""
+    if not np.isfinite(got).all() or not np.isfinite(wanted).all():
+        return float("inf")
+    scale = float(np.abs(wanted).max())
+    difference = float(np.abs(got.astype(np.float64) - wanted).max())
+    return difference / scale if scale > 0 else difference
+
+
+def _numpy_oracle(ticket: Ticket, sampler: Sampler) -> Callable[[NDArray[Any], float], Values]:
+    from sparse_ddpm.engine.reference import ReferenceEngine
+
+    reference = make_engine(sampler.program, "numpy", batch=BATCH)
+    assert isinstance(reference, ReferenceEngine)
+
+    def values(x: NDArray[Any], t: float) -> Values:
+        reference.set_schedule(np.array([t]))
+        return {**reference.values(x, 0)}
+
+    return values
+
+
+def _torch_oracle(ticket: Ticket, sampler: Sampler) -> Callable[[NDArray[Any], float], Values]:
+    import torch
+
+    from sparse_ddpm.model.unet import UNet
+
+    model = UNet(ticket.architecture)
+    model.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in ticket.weights.items()})
+    model.set_masks({k: torch.from_numpy(v.copy()) for k, v in ticket.masks.items()})
+    model = model.double().eval()
+    found: Values = {}
+
+    def hook(name: str) -> Callable[..., None]:
+        def keep(_module: Any, _inputs: Any, output: Any) -> None:
+            if isinstance(output, torch.Tensor):
+                found[name] = output.numpy()
+
+        return keep
+
+    for name, module in model.named_modules():
+        if name:
+            module.register_forward_hook(hook(name))
+
+    def values(x: NDArray[Any], t: float) -> Values:
+        found.clear()
+        with torch.no_grad():
+            model(torch.from_numpy(x).double(), torch.full((len(x),), t, dtype=torch.float64))
+        return dict(found)
+
+    return values
