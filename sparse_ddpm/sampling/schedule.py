@@ -75,4 +75,5 @@ def alphas_cumprod(config: DiffusionConfig) -> NDArray[np.float64]:
     ``alpha_bar[t]`` is the product of ``1 - beta`` up to and with t, so that
     ``x_t = sqrt(alpha_bar[t]) x_0 + sqrt(1 - alpha_bar[t]) noise`` (Ho et al. 2020, eq. 4).
     """
-    return np.cumprod(1.0 - betas(config.schedule, config.timesteps))
+    alphas = 1.0 - betas(config.schedule, config.timesteps)
+    return np.cumprod(alphas, dtype=np.float64)
