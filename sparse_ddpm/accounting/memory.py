@@ -1,4 +1,4 @@
-"""Bytes of a Program: weights in their format, activations that an operation must read and write."""
+"""Bytes of a Program: weights in their format, activations that an operation reads and writes."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def _conv(x: Array, operation: Conv) -> Array:
 
 
 def _norm_act(x: Array, operation: NormAct, film: Array) -> Array:
-    n, channels, height, width = x.shape
+    n, channels = x.shape[:2]
     groups = x.reshape(n, operation.groups, -1)
     deviation = np.sqrt(groups.var(axis=2, keepdims=True) + operation.eps)
     y = ((groups - groups.mean(axis=2, keepdims=True)) / deviation).reshape(x.shape)

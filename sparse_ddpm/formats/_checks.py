@@ -38,7 +38,8 @@ def check_compressed(
             expected(
                 f"{kind}.indptr",
                 f"{rows + 1} entries from 0 to {len(indices)}",
-                f"{len(indptr)} entries" + (f" from {indptr[0]} to {indptr[-1]}" if len(indptr) else ""),
+                f"{len(indptr)} entries"
+                + (f" from {indptr[0]} to {indptr[-1]}" if len(indptr) else ""),
             )
         )
     if (np.diff(indptr) < 0).any():

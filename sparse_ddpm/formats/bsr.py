@@ -35,12 +35,14 @@ class BSR:
 
     def __post_init__(self) -> None:
         check_values("BSR.blocks", self.blocks, 3)
-        rows, columns = self.shape
+        columns = self.shape[1]
         if self.taps < 1 or columns % self.taps:
             raise ProgramError(expected("BSR.taps", f"a divisor of {columns}", self.taps))
         if 0 in self.block:
             raise ProgramError(expected("BSR.blocks", "blocks of at least 1x1", self.block))
-        check_compressed("BSR", self.indptr, self.indices, *self._grid(self.shape, self.taps, self.block))
+        check_compressed(
+            "BSR", self.indptr, self.indices, *self._grid(self.shape, self.taps, self.block)
+        )
         if len(self.blocks) != len(self.indices):
             raise ProgramError(expected("BSR.blocks", len(self.indices), len(self.blocks)))
         for name in ("indptr", "indices", "blocks"):
@@ -79,9 +81,11 @@ class BSR:
         tiles[np.repeat(np.arange(block_rows), np.diff(self.indptr)), self.indices] = blocks
         rows, columns = self.shape
         cin = columns // self.taps
-        grid = tiles.reshape(block_rows, self.taps, -1, height, width)
+        across = block_columns // self.taps
+        grid = tiles.reshape(block_rows, self.taps, across, height, width)
         # [row, height, group, width, tap] -> [row, channel, tap]
-        full = grid.transpose(0, 3, 2, 4, 1).reshape(block_rows * height, -1, self.taps)
+        full = grid.transpose(0, 3, 2, 4, 1)
+        full = full.reshape(block_rows * height, across * width, self.taps)
         return np.ascontiguousarray(full[:rows, :cin].reshape(rows, columns))
 
     @staticmethod

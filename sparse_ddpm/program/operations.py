@@ -41,7 +41,7 @@ class NormAct:
 
     Groups are runs of ``C / groups`` channels; mean and biased variance go over a group's channels
     and all pixels (Wu & He 2018, arXiv 1803.08494). With ``film`` not None, row ``s`` of the time
-    table gives ``scale = table[s, film : film + C]`` and ``shift = table[s, film + C : film + 2C]``,
+    table gives ``scale = table[s, film : film + C]``, ``shift = table[s, film + C : film + 2C]``,
     and the argument of ``act`` is ``(norm(x) * gamma + beta) * (scale + 1) + shift``.
     ``silu``: act is x * sigmoid(x), else the identity. ``gamma``, ``beta``: ``[C]``.
     """
@@ -59,7 +59,7 @@ class NormAct:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChannelNorm:
-    """Each pixel's channels to mean 0 and biased variance 1, times ``gain`` ``[C]`` (+ residual)."""
+    """Each pixel's channels to mean 0 and biased variance 1, times ``gain`` ``[C]``, + residual."""
 
     out: str
     x: str
@@ -151,6 +151,8 @@ def inputs_of(operation: Operation) -> tuple[str, ...]:
         case Attention() | LinearAttention():
             return (operation.qkv,)
         case Conv() | NormAct() | ChannelNorm():
-            return (operation.x,) if operation.residual is None else (operation.x, operation.residual)
+            return (
+                (operation.x,) if operation.residual is None else (operation.x, operation.residual)
+            )
         case SpaceToDepth() | Upsample2x():
             return (operation.x,)

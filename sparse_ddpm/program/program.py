@@ -76,7 +76,9 @@ def _shape(operation: Operation, shapes: Mapping[str, Shape], film_columns: int)
             good = bias is None or bias.shape == (result[0],)
             require(good, "bias", (result[0],), None if bias is None else bias.shape)
         case NormAct(groups=groups, gamma=gamma, beta=beta, film=film):
-            require(groups > 0 and channels % groups == 0, "groups", f"divisor of {channels}", groups)
+            require(
+                groups > 0 and channels % groups == 0, "groups", f"divisor of {channels}", groups
+            )
             require(gamma.shape == (channels,), "gamma", (channels,), gamma.shape)
             require(beta.shape == (channels,), "beta", (channels,), beta.shape)
             good = film is None or 0 <= film <= film_columns - 2 * channels
@@ -85,7 +87,10 @@ def _shape(operation: Operation, shapes: Mapping[str, Shape], film_columns: int)
         case ChannelNorm(gain=gain):
             require(gain.shape == (channels,), "gain", (channels,), gain.shape)
             result = (channels, height, width)
-        case Attention(heads=heads, dim_head=dim_head) | LinearAttention(heads=heads, dim_head=dim_head):
+        case (
+            Attention(heads=heads, dim_head=dim_head)
+            | LinearAttention(heads=heads, dim_head=dim_head)
+        ):
             hidden = heads * dim_head
             require(channels == 3 * hidden, "channels of qkv", 3 * hidden, channels)
             result = (hidden, height, width)
@@ -98,8 +103,12 @@ def _shape(operation: Operation, shapes: Mapping[str, Shape], film_columns: int)
             require(shapes[b][1:] == (height, width), "image of b", (height, width), shapes[b][1:])
             result = (channels + shapes[b][0], height, width)
         case Add(b=b):
-            require(shapes[b] == (channels, height, width), "b", (channels, height, width), shapes[b])
+            require(
+                shapes[b] == (channels, height, width), "b", (channels, height, width), shapes[b]
+            )
             result = (channels, height, width)
     if isinstance(operation, Conv | NormAct | ChannelNorm) and operation.residual is not None:
-        require(shapes[operation.residual] == result, "residual", result, shapes[operation.residual])
+        require(
+            shapes[operation.residual] == result, "residual", result, shapes[operation.residual]
+        )
     return result
