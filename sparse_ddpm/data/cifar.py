@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -32,7 +32,7 @@ class Layout:
     classes: tuple[int, ...]
     """Number of classes of each label byte; the last label is the one that counts."""
     pickled: frozenset[str]
-    """Names inside the archive for Python, by which a mix-up is recognised."""
+    """The archive for Python and files in it, by which a mix-up is recognised."""
 
 
 LAYOUTS = {
@@ -43,7 +43,7 @@ LAYOUTS = {
         tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
         ("test_batch.bin",),
         (10,),
-        frozenset({*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"}),
+        frozenset({"cifar-10-python.tar.gz", "data_batch_1", "test_batch"}),
     ),
     "cifar100": Layout(
         "cifar100",
@@ -52,7 +52,7 @@ LAYOUTS = {
         ("train.bin",),
         ("test.bin",),
         (20, 100),
-        frozenset({"train", "test", "meta"}),
+        frozenset({"cifar-100-python.tar.gz", "train", "test"}),
     ),
 }
 
@@ -84,9 +84,11 @@ def load_cifar(path: Path, kind: str, split: str) -> Images:
 def present(path: Path, kind: str) -> bool:
     """Whether there is anything at ``path`` to read ``kind`` from, whole or not."""
     layout = LAYOUTS[kind]
-    files = [Path(layout.folder) / name for name in layout.train + layout.test]
-    names = [*layout.train, *layout.test, layout.archive, *files]
-    return path.is_file() or any((path / name).is_file() for name in names)
+    files = layout.train + layout.test
+    return path.is_file() or any(
+        (path / name).is_file()
+        for name in (layout.archive, *files, *(f"{layout.folder}/{name}" for name in files))
+    )
 
 
 def _source(path: Path, layout: Layout, wanted: tuple[str, ...]) -> Path:
@@ -101,16 +103,19 @@ def _source(path: Path, layout: Layout, wanted: tuple[str, ...]) -> Path:
             return folder
     if (path / layout.archive).is_file():
         return path / layout.archive
-    _refuse_pickles(path, (entry.name for entry in path.iterdir()), layout)
+    inside = (path, path / "cifar-10-batches-py", path / "cifar-100-python")
+    _refuse_pickles(
+        path,
+        [entry.name for f in inside if f.is_dir() for entry in f.iterdir() if entry.is_file()],
+        layout,
+    )
     where = f"{', '.join(wanted)} there or in {layout.folder}/, or {layout.archive}"
     raise DataError(expected(f"{layout.name}:{path}", where, "none of them"))
 
 
-def _refuse_pickles(source: Path, names: Iterator[str], layout: Layout) -> None:
-    python_archive = layout.archive.replace("binary", "python")
-    python_folder = "cifar-10-batches-py" if layout.name == "cifar10" else "cifar-100-python"
+def _refuse_pickles(source: Path, names: Iterable[str], layout: Layout) -> None:
     for name in names:
-        if name in layout.pickled or name in (python_archive, python_folder):
+        if name in layout.pickled:
             raise DataError(
                 expected(
                     str(source),
@@ -139,15 +144,17 @@ def _tar_files(path: Path, layout: Layout, wanted: tuple[str, ...]) -> Iterator[
             compressed = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
             stream = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if compressed else raw
-            seen = []
+            seen: list[str] = []
             with tarfile.open(fileobj=stream, mode="r|") as archive:
                 for member in archive:
                     name = member.name.rpartition("/")[2]
-                    seen.append(name)
                     if member.size > _MAX_MEMBER:
                         limit = f"at most {_MAX_MEMBER} bytes"
                         raise DataError(expected(f"{path}: {name}", limit, member.size))
-                    if name in wanted and member.isreg():
+                    if not member.isreg():
+                        continue
+                    seen.append(name)
+                    if name in wanted:
                         content = archive.extractfile(member)
                         assert content is not None  # a regular file always has content
                         data = content.read()
@@ -165,7 +172,7 @@ def _tar_files(path: Path, layout: Layout, wanted: tuple[str, ...]) -> Iterator[
     except OSError as error:
         raise DataError(expected(str(path), "a readable file", error)) from error
     if not any(name in wanted for name in seen):
-        _refuse_pickles(path, iter(seen), layout)
+        _refuse_pickles(path, seen, layout)
 
 
 def _records(what: str, data: bytes, layout: Layout) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

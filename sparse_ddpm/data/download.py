@@ -9,6 +9,7 @@ import tempfile
 import urllib.request
 import zlib
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 from tqdm import tqdm
@@ -73,7 +74,7 @@ def fetch(remote: Remote, target: Path) -> None:
             raise DataError(expected(remote.url, f"md5 sum {remote.md5}", found))
         os.chmod(temporary, 0o644)
         os.replace(temporary, target)
-    except (OSError, EOFError, zlib.error) as error:  # urllib's and gzip's errors are OSErrors
+    except (OSError, HTTPException, EOFError, zlib.error) as error:  # OSError is urllib's, gzip's
         raise DataError(expected(remote.url, "a file that can be fetched", error)) from error
     finally:
         Path(temporary).unlink(missing_ok=True)

@@ -56,7 +56,7 @@ def load_folder(path: Path, image_size: int | None, channels: int | None) -> Ima
             names, read = _zip(path, stack)
         else:
             raise DataError(expected(f"images:{path}", "a folder or zip of images", "no such path"))
-        chosen = sorted(name for name in names if _is_image(name))
+        chosen = sorted({name for name in names if _is_image(name)})
         if not chosen:
             kinds = ", ".join(SUFFIXES)
             found = f"none among {len(names)} files"

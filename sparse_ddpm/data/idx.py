@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import struct
 import zlib
@@ -91,7 +92,7 @@ def _read(stream: BinaryIO, path: Path, dimensions: int, limit: int) -> NDArray[
     length = 4 + 4 * dimensions
     header = stream.read(length)
     if header[:2] != b"\0\0" or len(header) < 4:
-        wanted = f"an IDX file (magic number 0x{_UNSIGNED_BYTE:04x}{dimensions:02x} in 4 bytes)"
+        wanted = f"an IDX file (magic number 0x{_UNSIGNED_BYTE:06x}{dimensions:02x} in 4 bytes)"
         raise DataError(
             expected(str(path), wanted, f"0x{header[:4].hex()}" if header else "nothing")
         )
@@ -104,16 +105,16 @@ def _read(stream: BinaryIO, path: Path, dimensions: int, limit: int) -> NDArray[
     if len(header) < length:
         raise DataError(expected(f"{path}: IDX header", f"{length} bytes", len(header)))
     shape = struct.unpack(f">{dimensions}I", header[4:])
-    count = int(np.prod([int(n) for n in shape], dtype=object))
+    count = math.prod(shape)
     text = " x ".join(str(n) for n in shape)
     if not 0 < count <= MAX_BYTES:
         wanted = f"1 to {MAX_BYTES} bytes of data"
         raise DataError(expected(str(path), wanted, f"a header that claims {text}"))
     if count + length > limit:
         wanted = f"{text} = {count} bytes of data, as its header says"
-        raise DataError(expected(str(path), wanted, f"a file that holds at most {limit - length}"))
+        raise DataError(expected(str(path), wanted, f"at most {limit - length}"))
     data = np.empty(count, dtype=np.uint8)
-    view, done = memoryview(data), 0
+    view, done = data.data, 0
     while done < count and (got := stream.readinto(view[done : done + 2**24])):  # type: ignore[attr-defined]
         done += got
     more = bool(stream.read(1))
