@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparse_ddpm.api import Sampler
-from sparse_ddpm.engine import make_engine
+from sparse_ddpm.engine.reference import ReferenceEngine
+from sparse_ddpm.program import Program
 from sparse_ddpm.sampling import make_table, sample_loop
 from sparse_ddpm.sampling.noise import normal
 from sparse_ddpm.ticket import Ticket
@@ -77,7 +78,7 @@ def verify(
         program = sampler.program
         engine = sampler.engine(BATCH)
         engine.set_schedule(table.timesteps)
-        expected_values = (_torch_oracle if oracle == "torch" else _numpy_oracle)(ticket, sampler)
+        expected_values = torch_values(ticket) if oracle == "torch" else reference_values(program)
         worst: dict[str, float] = {}
         output_error = 0.0
         for row in sorted({0, len(table.timesteps) // 2, len(table.timesteps) - 1}):
@@ -122,11 +123,9 @@ def relative_error(got: NDArray[Any], wanted: NDArray[Any]) -> float:
     return difference / scale if scale > 0 else difference
 
 
-def _numpy_oracle(ticket: Ticket, sampler: Sampler) -> Callable[[NDArray[Any], float], Values]:
-    from sparse_ddpm.engine.reference import ReferenceEngine
-
-    reference = make_engine(sampler.program, "numpy", batch=BATCH)
-    assert isinstance(reference, ReferenceEngine)
+def reference_values(program: Program) -> Callable[[NDArray[Any], float], Values]:
+    """A function from images ``[BATCH, C, H, W]`` and t to every value, by the numpy engine."""
+    reference = ReferenceEngine(program, batch=BATCH)
 
     def values(x: NDArray[Any], t: float) -> Values:
         reference.set_schedule(np.array([t]))
@@ -135,7 +134,8 @@ def _numpy_oracle(ticket: Ticket, sampler: Sampler) -> Callable[[NDArray[Any], f
     return values
 
 
-def _torch_oracle(ticket: Ticket, sampler: Sampler) -> Callable[[NDArray[Any], float], Values]:
+def torch_values(ticket: Ticket) -> Callable[[NDArray[Any], float], Values]:
+    """A function from images ``[N, C, H, W]`` and t to every module's output, in float64."""
     import torch
 
     from sparse_ddpm.model.unet import UNet

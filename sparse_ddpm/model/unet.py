@@ -186,9 +186,10 @@ class TimeMLP(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         half = self.dim // 2
-        steps = torch.arange(half, device=t.device, dtype=torch.float32)
+        t = t.to(self.linear1.weight)
+        steps = torch.arange(half, device=t.device, dtype=t.dtype)
         frequencies = torch.exp(steps * (-math.log(10_000.0) / max(half - 1, 1)))
-        angles = t.to(torch.float32)[:, None] * frequencies
+        angles = t[:, None] * frequencies
         embedded = torch.cat([angles.sin(), angles.cos()], dim=1)
         out: Tensor = self.linear2(F.gelu(self.linear1(embedded)))
         return out
