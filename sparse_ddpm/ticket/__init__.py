@@ -7,6 +7,7 @@ from sparse_ddpm.ticket.config import (
     Provenance,
     UNetConfig,
 )
+from sparse_ddpm.ticket.file import load_ticket, save_ticket, shipped_ticket_path
 from sparse_ddpm.ticket.parameters import Parameter, unet_parameters
 from sparse_ddpm.ticket.synthetic import synthetic_ticket
 from sparse_ddpm.ticket.ticket import Ticket
@@ -19,6 +20,9 @@ __all__ = [
     "Provenance",
     "Ticket",
     "UNetConfig",
+    "load_ticket",
+    "save_ticket",
+    "shipped_ticket_path",
     "synthetic_ticket",
     "unet_parameters",
 ]

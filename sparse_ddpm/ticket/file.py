@@ -1,0 +1,113 @@
+"""Ticket files: which format a file has, and saving that either happens wholly or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from sparse_ddpm.errors import ConfigError, TicketError, expected
+from sparse_ddpm.ticket.content import from_content, to_content
+from sparse_ddpm.ticket.safetensors_file import (
+    looks_like_safetensors,
+    read_safetensors_file,
+    write_safetensors_file,
+)
+from sparse_ddpm.ticket.stored_zip import MAX_BYTES
+from sparse_ddpm.ticket.ticket import Ticket
+from sparse_ddpm.ticket.torch_file import SIGNATURE, read_torch_file, write_torch_file
+
+_WRITERS = {".pt": write_torch_file, ".safetensors": write_safetensors_file}
+
+
+def shipped_ticket_path() -> Path:
+    """The ticket that lies inside the package."""
+    return Path(__file__).parent.parent / "assets" / "mnist.pt"
+
+
+def load_ticket(path: str | os.PathLike[str]) -> Ticket:
+    """Read a ticket, ``.pt`` or ``.safetensors`` by its content whatever its name, without torch.
+
+    Every field is checked before it is used. Raises `TicketError` that names the file, the thing,
+    what was expected and what was found.
+    """
+    try:
+        data = _read(path)
+        return from_content(_parse(memoryview(data)))
+    except (TicketError, ConfigError) as error:
+        raise TicketError(f"{os.fspath(path)}: {error}") from error
+
+
+def save_ticket(ticket: Ticket, path: str | os.PathLike[str]) -> None:
+    """Write ``ticket`` in the format that the suffix says: ``.pt`` or ``.safetensors``.
+
+    The same ticket always gives the same bytes. They are written beside the target and then moved
+    in its place, so that a failure leaves what was there before. Raises `TicketError`.
+    """
+    path = Path(path)
+    writer = _WRITERS.get(path.suffix)
+    if writer is None:
+        wanted = f"a name that ends in {' or '.join(_WRITERS)}"
+        raise TicketError(expected(f"{path}", wanted, repr(path.suffix)))
+    try:
+        data = writer(to_content(ticket))
+    except TicketError as error:
+        raise TicketError(f"{path}: {error}") from error
+    except UnicodeEncodeError as error:
+        raise TicketError(expected(f"{path}", "text that UTF-8 can hold", f"{error}")) from error
+    try:
+        _replace(path, data)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise TicketError(expected(f"{path}", "a file that can be written", reason)) from error
+
+
+def _parse(data: memoryview) -> object:
+    start = bytes(data[:16])
+    if start.startswith(SIGNATURE):
+        return read_torch_file(data)
+    if looks_like_safetensors(start):
+        return read_safetensors_file(data)
+    if not start:
+        found = "an empty file"
+    elif start.startswith(b"\x80"):
+        found = "a bare pickle, which is never opened"
+    else:
+        found = f"{len(data)} bytes of something else"
+    raise TicketError(expected("content", "a ticket (.pt or .safetensors)", found))
+
+
+def _read(path: str | os.PathLike[str]) -> bytes:
+    wanted = "a ticket file that can be read"
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            found = "a directory" if stat.S_ISDIR(status.st_mode) else "a device or a pipe"
+            raise TicketError(expected("file", wanted, found))
+        if status.st_size > MAX_BYTES:
+            found = f"{status.st_size} bytes"
+            raise TicketError(expected("file", f"at most {MAX_BYTES} bytes", found))
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        if isinstance(error, TicketError):
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
+        raise TicketError(expected("file", wanted, reason)) from error
+
+
+def _replace(path: Path, data: bytes) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(0, "a directory")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
