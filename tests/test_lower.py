@@ -91,7 +91,7 @@ def test_an_add_that_cannot_be_fused_stays() -> None:
     kept = fuse_residuals(later)
     x = np.ones((1, 2, 4, 4), np.float32)
     np.testing.assert_array_equal(run(kept, x, 0.0), run(later, x, 0.0))
-    assert [op.out for op in kept.operations][0] == "a"
+    assert next(op.out for op in kept.operations) == "a"
 
 
 def test_weights_take_the_format_of_their_pattern() -> None:
