@@ -68,7 +68,7 @@ def normal(
     """
     if type(seed) is not int or not 0 <= seed < 2**64:
         raise ConfigError(expected("seed", "an integer from 0 to 2**64 - 1", repr(seed)))
-    if not 0 <= step < _WORD:
+    if type(step) is not int or not 0 <= step < _WORD:
         raise ConfigError(expected("step", "an integer from 0 to 2**32 - 1", repr(step)))
     images = _image_words(image_indices)
     size = math.prod(shape)
