@@ -1,0 +1,178 @@
+"""All settings of a run, checked, with the names they have on the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from sparse_ddpm.errors import ConfigError, expected
+from sparse_ddpm.ticket.config import PRESETS, DiffusionConfig, Pattern, UNetConfig
+
+ALLOCATIONS = ("uniform", "global")
+OPTIMIZERS = ("adam", "adamw")
+LR_SCHEDULES = ("constant", "one-cycle")
+PRECISIONS = ("auto", "float32", "bf16")
+DEVICES = ("auto", "cpu", "cuda")
+STORES = ("float32", "float16")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a run is a function of; raises `ConfigError` for what cannot be.
+
+    ``prune_fraction`` of the remaining prunable weights goes in each of ``rounds`` pruning rounds;
+    ``sparsity`` instead fixes where the last one ends. ``rewind`` is ``init``, ``late:K`` or
+    ``lr``. ``device``, ``precision`` and ``threads`` are resolved before a run begins: its bits
+    depend on them.
+    """
+
+    data: str
+    preset: str = "small"
+    image_size: int | None = None
+    weight_standardization: str = "surviving"
+    schedule: str = "sigmoid"
+    objective: str = "eps"
+    timesteps: int = 1000
+    rounds: int = 11
+    prune_fraction: float = 0.2
+    sparsity: float | None = None
+    allocation: str = "uniform"
+    pattern: str = "element"
+    rewind: str = "init"
+    dense_steps: int = 2000
+    steps: int = 2000
+    batch_size: int = 64
+    lr: float = 3e-4
+    lr_schedule: str = "constant"
+    optimizer: str = "adam"
+    weight_decay: float = 0.0
+    clip_gradient: float = 1.0
+    loss: str = "l1"
+    ema: float = 0.995
+    flip: bool = False
+    seed: int = 0
+    store: str = "float32"
+    precision: str = "auto"
+    device: str = "auto"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        _choice("preset", self.preset, tuple(PRESETS))
+        for name, choices in (
+            ("allocation", ALLOCATIONS),
+            ("optimizer", OPTIMIZERS),
+            ("lr-schedule", LR_SCHEDULES),
+            ("loss", ("l1", "l2")),
+            ("precision", PRECISIONS),
+            ("device", DEVICES),
+            ("store", STORES),
+        ):
+            _choice(name, getattr(self, name.replace("-", "_")), choices)
+        for name, low in (("rounds", 0), ("dense-steps", 1), ("steps", 1), ("batch-size", 1)):
+            _integer(name, getattr(self, name.replace("-", "_")), low)
+        _integer("seed", self.seed, 0)
+        if self.threads is not None:
+            _integer("threads", self.threads, 1)
+        _number("prune-fraction", self.prune_fraction, 0.0, 1.0, open_low=True)
+        if self.sparsity is not None:
+            _number("sparsity", self.sparsity, 0.0, 1.0, open_low=True)
+            if self.rounds == 0:
+                raise ConfigError(expected("rounds", "at least 1 with --sparsity", 0))
+        _number("lr", self.lr, 0.0, math.inf, open_low=True)
+        _number("weight-decay", self.weight_decay, 0.0, math.inf)
+        _number("clip-gradient", self.clip_gradient, 0.0, math.inf, open_low=True)
+        _number("ema", self.ema, 0.0, 1.0)
+        if str(Pattern.parse(self.pattern)) != "element":
+            raise ConfigError(
+                expected("pattern", "element (the only unit that can be trained yet)", self.pattern)
+            )
+        late = self.late_steps
+        if late is not None and late > self.dense_steps:
+            raise ConfigError(
+                expected("rewind", f"late:K with K at most dense-steps={self.dense_steps}", late)
+            )
+        _ = self.architecture, self.diffusion
+
+    @property
+    def architecture(self) -> UNetConfig:
+        """The preset with what was overridden."""
+        preset = PRESETS[self.preset]
+        return dataclasses.replace(
+            preset,
+            image_size=preset.image_size if self.image_size is None else self.image_size,
+            weight_standardization=self.weight_standardization,
+        )
+
+    @property
+    def diffusion(self) -> DiffusionConfig:
+        return DiffusionConfig(self.timesteps, self.schedule, self.objective)
+
+    @property
+    def late_steps(self) -> int | None:
+        """K of ``late:K``; None for the other rewinds."""
+        if self.rewind in ("init", "lr"):
+            return None
+        if match := re.fullmatch(r"late:([1-9]\d{0,8})", self.rewind):
+            return int(match[1])
+        raise ConfigError(expected("rewind", "init, late:K or lr", repr(self.rewind)))
+
+    def steps_of(self, round_: int) -> int:
+        """How many steps round ``round_`` trains."""
+        return self.dense_steps if round_ == 0 else self.steps
+
+    def command(self) -> str:
+        """The command line of this run, with placeholders for the places on one machine."""
+        kind = self.data.partition(":")[0]
+        place = {"mnist": "DIR", "images": "PATH"}.get(kind, "PATH")
+        words = ["sparse-ddpm", "train", "--data", f"{kind}:{place}", "--out", "DIR"]
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if item.name == "data" or value == item.default:
+                continue
+            option = "--" + item.name.replace("_", "-")
+            words += [option] if value is True else [option, str(value)]
+        return " ".join(words)
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Settings:
+        """The settings that `to_json` wrote; raises `ConfigError` for unknown or missing names."""
+        known = [item.name for item in dataclasses.fields(cls)]
+        for name in value:
+            if name not in known:
+                raise ConfigError(expected("config.json", "known settings", repr(name)))
+        for name in known:
+            if name not in value:
+                raise ConfigError(expected("config.json", f"the setting {name!r}", "none"))
+        return cls(**value)
+
+    def check_same(self, stored: Settings) -> None:
+        """Raise `ConfigError` naming the first setting that is not what a run began with."""
+        for item in dataclasses.fields(self):
+            here, there = getattr(self, item.name), getattr(stored, item.name)
+            if here != there:
+                what = f"--resume: {item.name.replace('_', '-')}"
+                raise ConfigError(expected(what, f"{there!r} as the run began", repr(here)))
+
+
+def _choice(what: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(expected(what, f"one of {', '.join(choices)}", repr(value)))
+
+
+def _integer(what: str, value: object, low: int) -> None:
+    if type(value) is not int or not low <= value < 2**63:
+        raise ConfigError(expected(what, f"an integer of at least {low}", repr(value)))
+
+
+def _number(what: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
+    good = isinstance(value, float) and low <= value < high and not (open_low and value == low)
+    if not good:
+        least = f"above {low:g}" if open_low else f"of at least {low:g}"
+        most = "finite" if math.isinf(high) else f"below {high:g}"
+        raise ConfigError(expected(what, f"a number {least} and {most}", repr(value)))

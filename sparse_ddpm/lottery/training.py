@@ -1,0 +1,245 @@
+"""Training one round: from weights and masks to trained weights and their masked average."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sparse_ddpm.errors import ConfigError, SparseDDPMError, expected
+from sparse_ddpm.lottery import randomness
+from sparse_ddpm.lottery.files import write_atomically
+from sparse_ddpm.lottery.pruning import Masks
+from sparse_ddpm.lottery.settings import Settings
+from sparse_ddpm.model.diffusion import Diffusion, loss
+from sparse_ddpm.model.ema import EMA
+from sparse_ddpm.model.unet import UNet
+
+Weights = dict[str, Tensor]
+
+WARM_UP = 0.3
+"""Part of a one-cycle round in which the learning rate rises."""
+STEPS_PER_LOOK = 10
+"""How often the loss is read, shown, and checked to be finite."""
+RISE, FALL = 25.0, 2.5e5
+"""A one-cycle round starts at ``lr / RISE`` and ends at ``lr / FALL``."""
+
+
+class Progress(Protocol):
+    """Who is told how training goes."""
+
+    def __call__(self, step: int, loss: float) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a round gives: raw weights, their masked average, and two figures."""
+
+    weights: Weights
+    average: Weights
+    loss: float
+    """Mean training loss over the last tenth of the steps."""
+    seconds: float
+
+
+def learning_rate(settings: Settings, step: int, steps: int) -> float:
+    """The rate of step ``step`` of ``steps``; both schedules start anew in every round.
+
+    ``one-cycle``: half a cosine up from ``lr / 25`` over the first 30 % of the steps, half a
+    cosine down to ``lr / 250,000`` (Smith & Topin 2018, without the cycle of momentum).
+    """
+    if settings.lr_schedule == "constant":
+        return settings.lr
+    summit = WARM_UP * steps
+    if step < summit:
+        start, end, part = settings.lr / RISE, settings.lr, step / summit
+    else:
+        start, end, part = settings.lr, settings.lr / FALL, (step - summit) / (steps - summit)
+    return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * part))
+
+
+def to_unit_range(images: Tensor) -> Tensor:
+    """uint8 ``[N, C, H, W]`` to float32 in [-1, 1]."""
+    return images.float().div_(127.5).sub_(1.0)
+
+
+@contextmanager
+def autocast(settings: Settings) -> Iterator[None]:
+    """bf16 autocast where the settings say so."""
+    context: AbstractContextManager[object] = nullcontext()
+    if settings.precision == "bf16":
+        context = torch.autocast(settings.device, dtype=torch.bfloat16)
+    with context:
+        yield
+
+
+def step_inputs(
+    settings: Settings, images: Tensor, round_: int, step: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x0, t and noise of one step, on the device of ``images`` (uint8 ``[N, C, H, W]``)."""
+    batch = settings.batch_size
+    index = randomness.batch_indices(settings.seed, round_, step, batch, len(images))
+    rng = randomness.generator(settings.seed, "step", round_, step)
+    t = rng.integers(settings.timesteps, size=batch)
+    noise = rng.standard_normal((batch, *images.shape[1:]), np.float32)
+    flipped = rng.random(batch) < 0.5
+    device = images.device
+    x0 = to_unit_range(images[torch.from_numpy(index).to(device)])
+    if settings.flip:
+        chosen = torch.from_numpy(flipped).to(device)[:, None, None, None]
+        x0 = torch.where(chosen, x0.flip(-1), x0)
+    return x0, torch.from_numpy(t).to(device), torch.from_numpy(noise).to(device)
+
+
+def torch_masks(masks: Mapping[str, NDArray[np.bool_]], device: torch.device) -> Weights:
+    """Masks for `UNet.set_masks`; those that prune nothing are left out."""
+    return {n: torch.from_numpy(m).to(device) for n, m in masks.items() if not m.all()}
+
+
+def masked_model(settings: Settings, weights: Weights, masks: Masks) -> UNet:
+    """A U-Net that holds ``weights`` with +0.0 where ``masks`` prune, on the settings' device."""
+    device = torch.device(settings.device)
+    with torch.random.fork_rng(devices=[]):
+        model = UNet(settings.architecture)
+    model.load_state_dict(weights)
+    model.to(device)
+    held = torch_masks(masks, device)
+    model.set_masks(held)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in held:
+                parameter.masked_fill_(~held[name], 0.0)
+    return model
+
+
+def make_optimizer(settings: Settings, model: UNet) -> torch.optim.Optimizer:
+    """A fresh Adam or AdamW; a weight with gradient and value 0 stays exactly 0 under both."""
+    kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
+    return kind(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+
+
+def snapshot(weights: Mapping[str, Tensor]) -> Weights:
+    """Copies on the CPU."""
+    return {name: w.detach().to("cpu", copy=True).contiguous() for name, w in weights.items()}
+
+
+def train_round(
+    settings: Settings,
+    diffusion: Diffusion,
+    images: Tensor,
+    weights: Weights,
+    masks: Masks,
+    round_: int,
+    steps: int,
+    *,
+    checkpoint: Path | None = None,
+    steps_per_checkpoint: int = 500,
+    at_step: Mapping[int, Callable[[Weights], None]] | None = None,
+    progress: Progress | None = None,
+) -> Trained:
+    """Train ``steps`` steps with a fresh optimizer and a fresh average.
+
+    ``images`` uint8 ``[N, C, H, W]`` on the settings' device. With ``checkpoint`` the state is
+    kept there every ``steps_per_checkpoint`` steps, and taken up from there if the file exists.
+    ``at_step[k]`` is given the weights after k steps. Raises `SparseDDPMError` when the loss is
+    no longer finite.
+    """
+    model = masked_model(settings, weights, masks)
+    model.train()
+    optimizer = make_optimizer(settings, model)
+    ema = EMA(model, settings.ema)
+    state = _State(0, 0.0, 0.0)
+    if checkpoint is not None and checkpoint.exists():
+        state = _restore(checkpoint, model, optimizer, ema)
+    tail = steps - max(1, steps // 10)
+    tail_loss = torch.tensor(state.loss_sum, dtype=torch.float64, device=images.device)
+    start = time.perf_counter()
+    for step in range(state.step, steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(settings, step, steps)
+        x0, t, noise = step_inputs(settings, images, round_, step)
+        with autocast(settings):
+            prediction = model(diffusion.q_sample(x0, t, noise), t)
+        value = loss(prediction, diffusion.target(x0, t, noise), settings.loss)
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_gradient)
+        optimizer.step()
+        ema.update()
+        if step >= tail:
+            tail_loss += value.detach()
+        state.step = step + 1
+        if at_step and state.step in at_step:
+            at_step[state.step](snapshot(dict(model.named_parameters())))
+        if state.step % STEPS_PER_LOOK == 0 or state.step == steps:
+            # Once the loss is not finite it stays so; looking at every one would stall a GPU.
+            number = float(value.detach())
+            if not math.isfinite(number):
+                where = f"loss in round {round_} after {state.step} steps"
+                raise SparseDDPMError(expected(where, "a finite number", number))
+            if progress is not None:
+                progress(state.step, number)
+        if checkpoint is not None and state.step < steps and state.step % steps_per_checkpoint == 0:
+            now = time.perf_counter()
+            state.seconds, start = state.seconds + now - start, now
+            state.loss_sum = float(tail_loss)
+            _keep(checkpoint, state, model, optimizer, ema)
+    return Trained(
+        snapshot(dict(model.named_parameters())),
+        snapshot(ema.weights()),
+        float(tail_loss) / (steps - tail),
+        state.seconds + time.perf_counter() - start,
+    )
+
+
+@dataclass(slots=True)
+class _State:
+    step: int
+    loss_sum: float
+    seconds: float
+
+
+def _keep(
+    path: Path, state: _State, model: UNet, optimizer: torch.optim.Optimizer, ema: EMA
+) -> None:
+    content = {
+        "step": state.step,
+        "loss_sum": state.loss_sum,
+        "seconds": state.seconds,
+        "weights": {name: p.detach() for name, p in model.named_parameters()},
+        "optimizer": optimizer.state_dict(),
+        "average": ema.weights(),
+        "updates": ema.updates,
+    }
+    write_atomically(path, lambda temporary: torch.save(content, temporary))
+
+
+def _restore(path: Path, model: UNet, optimizer: torch.optim.Optimizer, ema: EMA) -> _State:
+    content = load_torch(path)
+    try:
+        model.load_state_dict(content["weights"])
+        optimizer.load_state_dict(content["optimizer"])
+        ema.load(content["average"], content["updates"])
+        return _State(content["step"], content["loss_sum"], content["seconds"])
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise ConfigError(expected(str(path), "a checkpoint of this run", str(error))) from error
+
+
+def load_torch(path: Path) -> dict[str, Any]:
+    """A dict that torch saved, tensors and plain values only; raises `ConfigError` otherwise."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds
+        raise ConfigError(expected(str(path), "a file torch can read", repr(error))) from error
+    if not isinstance(content, dict):
+        raise ConfigError(expected(str(path), "a dict", type(content).__name__))
+    return content
