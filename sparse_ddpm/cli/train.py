@@ -25,19 +25,35 @@ def add_parser(subparsers: Any) -> None:
     add("--download", action="store_true", default=False, help="fetch official data if missing")
     network = parser.add_argument_group("network and diffusion")
     add = network.add_argument
-    add("--preset", help="small or paper (default: small)")
+    add("--preset", choices=("small", "paper"), help="default: small")
     add("--image-size", type=int, metavar="N", help="instead of the preset's 32")
-    add("--weight-standardization", metavar="KIND", help="surviving or none (default: surviving)")
-    add("--schedule", help="linear, cosine or sigmoid (default: sigmoid)")
-    add("--objective", help="eps, x0 or v (default: eps)")
+    add(
+        "--weight-standardization",
+        choices=("surviving", "none"),
+        help="of the 3x3 convolutions in the blocks, over surviving weights (default: surviving)",
+    )
+    add("--schedule", choices=("linear", "cosine", "sigmoid"), help="default: sigmoid")
+    add("--objective", choices=("eps", "x0", "v"), help="default: eps")
     add("--timesteps", type=int, metavar="T", help="default: 1000")
     lottery = parser.add_argument_group("lottery")
     add = lottery.add_argument
     add("--rounds", type=int, metavar="R", help="pruning rounds after the dense one (default: 11)")
-    add("--prune-fraction", type=float, metavar="F", help="of the remaining (default: 0.2)")
-    add("--sparsity", type=float, metavar="S", help="where the last round ends, instead")
-    add("--allocation", help="uniform (per layer) or global (default: uniform)")
-    add("--pattern", help="the unit that is pruned: element")
+    amount = lottery.add_mutually_exclusive_group()
+    amount.add_argument(
+        "--prune-fraction",
+        type=float,
+        metavar="F",
+        help="part of the remaining weights that goes in each round (default: 0.2)",
+    )
+    amount.add_argument(
+        "--sparsity", type=float, metavar="S", help="part of all that is gone after the last round"
+    )
+    add(
+        "--allocation",
+        choices=("uniform", "global"),
+        help="the same fraction in each layer, or one threshold over all (default: uniform)",
+    )
+    add("--pattern", help="the unit that is pruned (default: element, the only one yet)")
     add("--rewind", help="init, late:K (weights after K dense steps) or lr (default: init)")
     add("--dense-steps", type=int, metavar="N", help="steps of round 0 (default: 2000)")
     add("--steps", type=int, metavar="N", help="steps of every other round (default: 2000)")
@@ -53,20 +69,32 @@ def add_parser(subparsers: Any) -> None:
     add = optimization.add_argument
     add("--batch-size", type=int, metavar="N", help="default: 64")
     add("--lr", type=float, help="default: 3e-4")
-    add("--lr-schedule", help="constant or one-cycle, anew in every round (default: constant)")
-    add("--optimizer", help="adam or adamw (default: adam)")
+    add(
+        "--lr-schedule",
+        choices=("constant", "one-cycle"),
+        help="begun anew in every round (default: constant)",
+    )
+    add("--optimizer", choices=("adam", "adamw"), help="default: adam")
     add("--weight-decay", type=float, help="default: 0")
     add("--clip-gradient", type=float, metavar="NORM", help="default: 1")
-    add("--loss", help="l1 or l2 (default: l1)")
+    add("--loss", choices=("l1", "l2"), help="default: l1")
     add("--ema", type=float, metavar="DECAY", help="default: 0.995")
     add("--flip", action="store_true", help="flip half of the images left to right")
     add("--seed", type=int, help="default: 0")
     machine = parser.add_argument_group("machine and files")
     add = machine.add_argument
-    add("--device", help="auto, cpu or cuda (default: auto)")
-    add("--precision", help="auto, float32 or bf16 (default: auto)")
+    add("--device", choices=("auto", "cpu", "cuda"), help="default: auto")
+    add(
+        "--precision",
+        choices=("auto", "float32", "bf16"),
+        help="bf16 is autocast; auto is bf16 where the processor multiplies it (default: auto)",
+    )
     add("--threads", type=common.positive, help="default: all cores at hand")
-    add("--store", help="float32 or float16: values of the final ticket (default: float32)")
+    add(
+        "--store",
+        choices=("float32", "float16"),
+        help="values of the final ticket; float16 halves its file (default: float32)",
+    )
     add(
         "--steps-per-checkpoint",
         type=common.positive,

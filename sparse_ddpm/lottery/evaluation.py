@@ -1,4 +1,4 @@
-"""What a round is judged by: a held-out loss and a grid of samples, both from the masked average."""
+"""What a round is judged by: a held-out loss and a grid of samples of the masked average."""
 
 from __future__ import annotations
 

@@ -10,36 +10,39 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sparse_ddpm.errors import ConfigError, expected
+from sparse_ddpm.errors import ConfigError, SparseDDPMError, expected
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` make a file beside ``path``, bring it to the disk, then give it its name.
 
     The temporary name keeps the suffix (formats are chosen by it) and is the same each time, so
-    what a killed process left is overwritten.
+    what a killed process left is overwritten. Raises `SparseDDPMError` where nothing can be
+    written.
     """
     temporary = path.with_name(f".partial-{path.name}")
-    write(temporary)
-    descriptor = os.open(temporary, os.O_RDONLY)
+    try:
+        write(temporary)
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise SparseDDPMError(expected(str(path), "a writable place", str(error))) from error
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    os.replace(temporary, path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda temporary: _write_utf8(temporary, text))
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
 
-
-def _write_utf8(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    write_atomically(path, write)
 
 
 def write_json(path: Path, value: object) -> None:

@@ -11,7 +11,7 @@ class Bar:
     """Counts the steps of all rounds and controls of a run, also those done before a restart."""
 
     def __init__(self, total: int, *, quiet: bool = False) -> None:
-        self._bar = tqdm(total=total, unit="step", disable=quiet, dynamic_ncols=True)
+        self._bar = tqdm(total=total, unit="step", disable=quiet, mininterval=0.5)
         self._before = 0
 
     def begin(self, name: str, density: float) -> None:
@@ -22,6 +22,9 @@ class Bar:
     def __call__(self, step: int, loss: float) -> None:
         self._bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
         self._bar.update(self._before + step - self._bar.n)
+
+    def resumed(self, step: int) -> None:
+        self.skip(step)
 
     def skip(self, steps: int) -> None:
         """``steps`` steps were done before: they count as done and not as speed."""

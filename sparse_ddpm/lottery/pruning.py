@@ -20,6 +20,8 @@ from sparse_ddpm.ticket.parameters import unet_parameters
 
 Masks = dict[str, NDArray[np.bool_]]
 
+ELEMENT = Pattern()
+
 
 def density_after(round_: int, *, fraction: float, sparsity: float | None, rounds: int) -> Fraction:
     """Part of the prunable weights that survives round ``round_``; 1 in round 0.
@@ -71,7 +73,7 @@ def prune(
     *,
     architecture: UNetConfig,
     allocation: str = "uniform",
-    pattern: Pattern = Pattern(),
+    pattern: Pattern = ELEMENT,
 ) -> Masks:
     """Keep the surviving weights of largest magnitude until ``density`` of all is left.
 

@@ -40,6 +40,7 @@ from sparse_ddpm.lottery.training import (
     Weights,
     load_torch,
     masked_model,
+    save_torch,
     train_round,
 )
 from sparse_ddpm.model.diffusion import Diffusion
@@ -50,8 +51,9 @@ from sparse_ddpm.ticket.config import Pattern, Provenance
 from sparse_ddpm.ticket.parameters import unet_parameters
 
 CONTROLS = ("reinit", "random-mask")
-"""``reinit``: the last masks on fresh random weights. ``random-mask``: as many weights in each
-layer at random places, on the weights that the last round began with."""
+"""Trained as the last round is, on the same batches. ``reinit``: its masks on fresh random weights.
+``random-mask``: as many weights in each layer at random places, on the weights rewound to (with
+``lr``: on the dense ones)."""
 
 
 def initial_weights(settings: Settings, purpose: str = "weights") -> Weights:
@@ -86,15 +88,16 @@ class Run:
         for control in controls:
             if control not in CONTROLS:
                 raise ConfigError(expected("control", f"one of {', '.join(CONTROLS)}", control))
+        if controls and settings.rounds == 0:
+            raise ConfigError(expected("control", "a run with pruning rounds", "rounds=0"))
         self.settings, self.out, self.dataset = settings, out, dataset
         self.controls = tuple(dict.fromkeys(controls))
         self.steps_per_checkpoint = steps_per_checkpoint
         device = torch.device(settings.device)
         pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
         self.train_images, self.held_out = (part.to(device) for part in split(pixels))
-        self.diffusion = Diffusion(
-            settings.diffusion, alphas_cumprod(settings.diffusion)
-        ).to(device)
+        abar = alphas_cumprod(settings.diffusion)
+        self.diffusion = Diffusion(settings.diffusion, abar).to(device)
         self.initial = initial_weights(settings)
         self.initial_sha256 = sha256_of(settings, self.initial)
 
@@ -213,7 +216,7 @@ class Run:
         bar.begin(f"round {round_}/{settings.rounds}" if control is None else control, density)
 
         def keep_for_rewinding(weights: Weights) -> None:
-            write_atomically(folder / "rewind.pt", lambda path: torch.save(weights, path))
+            save_torch(weights, folder / "rewind.pt")
 
         trained = train_round(
             settings,
@@ -237,7 +240,7 @@ class Run:
             "weights": trained.weights,
             "masks": {name: torch.from_numpy(mask) for name, mask in masks.items()},
         }
-        write_atomically(folder / "weights.pt", lambda path: torch.save(content, path))
+        save_torch(content, folder / "weights.pt")
         write_json(
             folder / "metrics.json",
             {

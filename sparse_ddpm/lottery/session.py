@@ -35,7 +35,10 @@ def train(
     a run in ``out`` one is begun. Raises `ConfigError` for a run in ``out`` without ``resume`` and
     for a setting that is not as the run began.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(expected(f"out {out}", "a folder", error.strerror)) from error
     with locked(out):
         config = out / CONFIG
         if config.exists():
@@ -94,10 +97,14 @@ def resolve(settings: Settings) -> Settings:
         fast = torch.cuda.is_bf16_supported() if values["device"] == "cuda" else _cpu_has_bf16()
         values["precision"] = "bf16" if fast else "float32"
     if settings.threads is None:
-        values["threads"] = len(os.sched_getaffinity(0)) if hasattr(
-            os, "sched_getaffinity"
-        ) else (os.cpu_count() or 1)
+        values["threads"] = _cores()
     return Settings(**values)
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _cpu_has_bf16() -> bool:

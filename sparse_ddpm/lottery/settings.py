@@ -126,7 +126,7 @@ class Settings:
     def command(self) -> str:
         """The command line of this run, with placeholders for the places on one machine."""
         kind = self.data.partition(":")[0]
-        place = {"mnist": "DIR", "images": "PATH"}.get(kind, "PATH")
+        place = "DIR" if kind == "mnist" else "PATH"
         words = ["sparse-ddpm", "train", "--data", f"{kind}:{place}", "--out", "DIR"]
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)

@@ -37,7 +37,11 @@ RISE, FALL = 25.0, 2.5e5
 class Progress(Protocol):
     """Who is told how training goes."""
 
-    def __call__(self, step: int, loss: float) -> None: ...
+    def resumed(self, step: int) -> None:
+        """``step`` steps of this round were done before."""
+
+    def __call__(self, step: int, loss: float) -> None:
+        """``step`` steps of this round are done; the last one's loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +164,8 @@ def train_round(
     state = _State(0, 0.0, 0.0)
     if checkpoint is not None and checkpoint.exists():
         state = _restore(checkpoint, model, optimizer, ema)
+        if progress is not None:
+            progress.resumed(state.step)
     tail = steps - max(1, steps // 10)
     tail_loss = torch.tensor(state.loss_sum, dtype=torch.float64, device=images.device)
     start = time.perf_counter()
@@ -178,7 +184,7 @@ def train_round(
         if step >= tail:
             tail_loss += value.detach()
         state.step = step + 1
-        if at_step and state.step in at_step:
+        if at_step is not None and state.step in at_step:
             at_step[state.step](snapshot(dict(model.named_parameters())))
         if state.step % STEPS_PER_LOOK == 0 or state.step == steps:
             # Once the loss is not finite it stays so; looking at every one would stall a GPU.
@@ -220,7 +226,7 @@ def _keep(
         "average": ema.weights(),
         "updates": ema.updates,
     }
-    write_atomically(path, lambda temporary: torch.save(content, temporary))
+    save_torch(content, path)
 
 
 def _restore(path: Path, model: UNet, optimizer: torch.optim.Optimizer, ema: EMA) -> _State:
@@ -232,6 +238,16 @@ def _restore(path: Path, model: UNet, optimizer: torch.optim.Optimizer, ema: EMA
         return _State(content["step"], content["loss_sum"], content["seconds"])
     except (KeyError, RuntimeError, ValueError) as error:
         raise ConfigError(expected(str(path), "a checkpoint of this run", str(error))) from error
+
+
+def save_torch(content: Mapping[str, object], path: Path) -> None:
+    """Write what `load_torch` reads, whole or not at all."""
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:
+            torch.save(content, file)
+
+    write_atomically(path, write)
 
 
 def load_torch(path: Path) -> dict[str, Any]:
