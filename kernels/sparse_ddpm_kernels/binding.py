@@ -1,0 +1,163 @@
+"""ctypes mirror of csrc/engine.h, and finding the shared library.
+
+Environment: ``SPARSE_DDPM_LIBRARY`` names another library file to load (a sanitized build);
+``SPARSE_DDPM_ISA`` forces an instruction set: baseline, avx2 or avx512.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import functools
+import os
+from pathlib import Path
+
+ABI = 1
+LIBRARY = "sparse_ddpm_cpu.so"
+ISAS = ("baseline", "avx2", "avx512")
+"""Instruction sets, narrowest first. ``baseline`` is what every machine of the platform has."""
+POISON = 1
+"""Flag: fill arena and scratch with NaN before every run."""
+PROFILE = 2
+"""Flag: keep the time of every operation."""
+
+
+class KernelError(RuntimeError):
+    """The native engine is missing, unsuitable, or refused a program."""
+
+
+class Kind(enum.IntEnum):
+    """What an `Op` does."""
+
+    LOAD = 0
+    STORE = 1
+    CONV = 2
+    NORM_ACT = 3
+    CHANNEL_NORM = 4
+    ATTENTION = 5
+    LINEAR_ATTENTION = 6
+    SPACE_TO_DEPTH = 7
+    UPSAMPLE = 8
+    COPY = 9
+    ADD = 10
+
+
+class Tensor(ctypes.Structure):
+    """``sdk_tensor``: a tensor's place in the arena, in floats."""
+
+    _fields_ = (
+        ("offset", ctypes.c_int64),
+        ("channel_stride", ctypes.c_int64),
+        ("row_stride", ctypes.c_int64),
+        ("channel_lead", ctypes.c_int64),
+        ("channels", ctypes.c_int32),
+        ("height", ctypes.c_int32),
+        ("width", ctypes.c_int32),
+        ("halo", ctypes.c_int32),
+    )
+
+
+class Op(ctypes.Structure):
+    """``sdk_op``: one operation. Array fields hold addresses; their owner must outlive creation."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int32),
+        ("silu", ctypes.c_int32),
+        ("groups", ctypes.c_int32),
+        ("heads", ctypes.c_int32),
+        ("dim_head", ctypes.c_int32),
+        ("group", ctypes.c_int32),
+        ("film", ctypes.c_int64),
+        ("eps", ctypes.c_double),
+        ("out", Tensor),
+        ("x", Tensor),
+        ("y", Tensor),
+        ("a", ctypes.c_void_p),
+        ("b", ctypes.c_void_p),
+        ("panels", ctypes.c_int64),
+        ("panel_ptr", ctypes.c_void_p),
+        ("offset", ctypes.c_void_p),
+        ("value", ctypes.c_void_p),
+        ("slot", ctypes.c_void_p),
+    )
+
+
+class NativeProgram(ctypes.Structure):
+    """``sdk_program``."""
+
+    _fields_ = (
+        ("abi", ctypes.c_int32),
+        ("isa", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
+        ("flags", ctypes.c_int32),
+        ("lanes", ctypes.c_int64),
+        ("batch", ctypes.c_int64),
+        ("arena", ctypes.c_int64),
+        ("ops", ctypes.c_int64),
+        ("op", ctypes.POINTER(Op)),
+    )
+
+
+def load() -> ctypes.CDLL:
+    """The native library, its functions typed. Raises `KernelError` when there is none."""
+    named = os.environ.get("SPARSE_DDPM_LIBRARY")
+    return _load(Path(named) if named else Path(__file__).with_name(LIBRARY))
+
+
+@functools.cache
+def _load(path: Path) -> ctypes.CDLL:
+    if not path.is_file():
+        raise KernelError(
+            f"CPU engine: expected the compiled library {path}, got no such file; install a C++17 "
+            "compiler (GCC or Clang), then install sparse-ddpm again, or choose the slow reference "
+            "engine (device numpy)."
+        )
+    try:
+        library = ctypes.CDLL(str(path))
+        abi = int(library.sdk_abi())
+    except (OSError, AttributeError) as error:
+        raise KernelError(f"CPU engine: {path} cannot be loaded: {error}") from error
+    library.sdk_op_size.restype = ctypes.c_int64
+    if abi != ABI or library.sdk_op_size() != ctypes.sizeof(Op):
+        raise KernelError(
+            f"CPU engine: expected ABI version {ABI} of {path}, got {abi} or another layout; "
+            "install sparse-ddpm again."
+        )
+    library.sdk_isas.restype = ctypes.c_uint32
+    library.sdk_create.restype = ctypes.c_void_p
+    library.sdk_create.argtypes = (
+        ctypes.POINTER(NativeProgram),
+        ctypes.c_char_p,
+        ctypes.c_int64,
+    )
+    library.sdk_run.restype = None
+    library.sdk_run.argtypes = (ctypes.c_void_p,) * 4
+    library.sdk_arena.restype = ctypes.c_void_p
+    library.sdk_engine_isa.restype = ctypes.c_int32
+    library.sdk_bytes.restype = ctypes.c_int64
+    library.sdk_seconds.restype = None
+    library.sdk_seconds.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+    library.sdk_destroy.restype = None
+    for name in ("sdk_arena", "sdk_engine_isa", "sdk_bytes", "sdk_destroy"):
+        getattr(library, name).argtypes = (ctypes.c_void_p,)
+    return library
+
+
+def available_isas() -> tuple[str, ...]:
+    """The instruction sets that this machine and this build have, narrowest first."""
+    bits = int(load().sdk_isas())
+    return tuple(name for index, name in enumerate(ISAS) if bits >> index & 1)
+
+
+def chosen_isa() -> int:
+    """The instruction set that the environment forces, or -1: the widest available."""
+    name = os.environ.get("SPARSE_DDPM_ISA")
+    if not name:
+        return -1
+    available = available_isas()
+    if name not in available:
+        known = "is not one of this machine's" if name in ISAS else "is unknown"
+        raise KernelError(
+            f"SPARSE_DDPM_ISA: expected one of {', '.join(available)}, got {name!r}, which {known}."
+        )
+    return ISAS.index(name)

@@ -1,0 +1,228 @@
+// Sparse convolution over panels: y[co, p] = bias[co] + sum_k value[k, co] * x[offset_k + p].
+#pragma once
+
+#include "operation.h"
+#include "vec.h"
+
+namespace {
+
+using sdk::Operation;
+using sdk::TileArguments;
+using sdk::TileFunction;
+
+constexpr int kMaxGroup = kManyRegisters ? 16 : 8;
+
+// Vectors of pixels in a register tile of G output channels. The accumulators leave room for the
+// loaded pixels and one broadcast weight; x86 without fused multiply-add needs one more register.
+constexpr int tile_limit(int group) {
+  return kManyRegisters  ? (group == 1 ? 16 : group == 2 ? 12 : group == 4 ? 6 : group == 8 ? 3 : 1)
+         : kVector == 8 ? (group == 1 ? 12 : group == 2 ? 6 : group == 4 ? 3 : 1)
+                        : (group == 1 ? 8 : group == 2 ? 5 : group == 4 ? 2 : 1);
+}
+
+// Rows x Vectors of pixels by Group channels. With few accumulators, Split independent sums of
+// every Split-th entry hide the latency of the multiply-add.
+template <int Group, int Rows, int Vectors>
+void conv_tile(const TileArguments &t) {
+  constexpr int kSplit = Group * Rows * Vectors <= 2 ? 4 : Group * Rows * Vectors <= 4 ? 2 : 1;
+  const int64_t x_row = t.x_row;
+  const int group = t.group;
+  for (int64_t panel = t.first; panel < t.last; ++panel) {
+    Vec sum[kSplit][Group][Rows][Vectors];
+#pragma GCC unroll 16
+    for (int s = 0; s < kSplit; ++s)
+#pragma GCC unroll 16
+      for (int g = 0; g < Group; ++g) {
+        const float start = s == 0 ? t.bias[panel * group + t.part + g] : 0.0f;
+#pragma GCC unroll 16
+        for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 16
+          for (int v = 0; v < Vectors; ++v) sum[s][g][r][v] = splat(start);
+      }
+    const int64_t begin = t.panel_ptr[panel], end = t.panel_ptr[panel + 1];
+    const float *value = t.value + begin * group + t.part;
+    int64_t k = begin;
+    for (; k + kSplit <= end; k += kSplit) {
+#pragma GCC unroll 16
+      for (int s = 0; s < kSplit; ++s) {
+        const float *x = t.x + t.offset[k + s];
+        Vec pixels[Rows][Vectors];
+#pragma GCC unroll 16
+        for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 16
+          for (int v = 0; v < Vectors; ++v) pixels[r][v] = load(x + r * x_row + v * kVector);
+#pragma GCC unroll 16
+        for (int g = 0; g < Group; ++g) {
+          const Vec weight = splat(value[g]);
+#pragma GCC unroll 16
+          for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 16
+            for (int v = 0; v < Vectors; ++v) sum[s][g][r][v] += weight * pixels[r][v];
+        }
+        value += group;
+      }
+    }
+    if constexpr (kSplit > 1) {
+      for (; k < end; ++k) {
+        const float *x = t.x + t.offset[k];
+#pragma GCC unroll 16
+        for (int g = 0; g < Group; ++g)
+#pragma GCC unroll 16
+          for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 16
+            for (int v = 0; v < Vectors; ++v)
+              sum[0][g][r][v] += value[g] * load(x + r * x_row + v * kVector);
+        value += group;
+      }
+#pragma GCC unroll 16
+      for (int s = 1; s < kSplit; ++s)
+#pragma GCC unroll 16
+        for (int g = 0; g < Group; ++g)
+#pragma GCC unroll 16
+          for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 16
+            for (int v = 0; v < Vectors; ++v) sum[0][g][r][v] += sum[s][g][r][v];
+    }
+#pragma GCC unroll 16
+    for (int g = 0; g < Group; ++g) {
+      const int64_t channel = t.slot[panel * group + t.part + g];
+      if (channel < 0) continue;
+      float *out = t.out + channel * t.out_channel;
+      if (t.residual != nullptr) {
+        const float *residual = t.residual + channel * t.residual_channel;
+#pragma GCC unroll 16
+        for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 16
+          for (int v = 0; v < Vectors; ++v)
+            sum[0][g][r][v] += load(residual + r * t.residual_row + v * kVector);
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 16
+        for (int v = 0; v < Vectors; ++v) store(out + r * t.out_row + v * kVector, sum[0][g][r][v]);
+    }
+  }
+}
+
+template <int Group, int Rows, int Vectors>
+TileFunction pick_vectors(int vectors) {
+  if constexpr (Vectors == 0) {
+    return nullptr;
+  } else {
+    return vectors == Vectors ? &conv_tile<Group, Rows, Vectors>
+                              : pick_vectors<Group, Rows, Vectors - 1>(vectors);
+  }
+}
+
+template <int Group, int Rows>
+TileFunction pick_rows(int rows, int vectors) {
+  if constexpr (Rows > tile_limit(Group)) {
+    return nullptr;
+  } else {
+    return rows == Rows ? pick_vectors<Group, Rows, tile_limit(Group) / Rows>(vectors)
+                        : pick_rows<Group, 2 * Rows>(rows, vectors);
+  }
+}
+
+// The kernel of a tile; rows a power of two, rows * vectors <= tile_limit(group).
+TileFunction pick_tile(int32_t group, int32_t rows, int32_t vectors) {
+  switch (group) {
+    case 1: return pick_rows<1, 1>(rows, vectors);
+    case 2: return pick_rows<2, 1>(rows, vectors);
+    case 4: return pick_rows<4, 1>(rows, vectors);
+    case 8: return pick_rows<8, 1>(rows, vectors);
+    default: break;
+  }
+  if constexpr (kMaxGroup == 16) return pick_rows<16, 1>(rows, vectors);
+  return nullptr;
+}
+
+SDK_INLINE TileArguments tile_arguments(const Operation &op) {
+  const sdk_op &is = op.is;
+  TileArguments t = {};
+  t.x_row = is.x.row_stride;
+  t.panel_ptr = is.panel_ptr;
+  t.offset = is.offset;
+  t.value = is.value;
+  t.bias = op.bias;
+  t.group = is.group;
+  return t;
+}
+
+int64_t conv_units(const Operation &op) { return op.flat ? op.blocks : op.tile_count * op.blocks; }
+
+// One tile of the image through one block of panels.
+void conv_rows(const Operation &op, int64_t unit) {
+  const sdk_op &is = op.is;
+  float *arena = op.step->arena;
+  const sdk::Tile &tile = op.tiles[unit / op.blocks];
+  const int64_t block = unit % op.blocks;
+  TileArguments t = tile_arguments(op);
+  t.x = arena + is.x.offset + tile.x;
+  t.slot = is.slot;
+  t.first = op.block[block];
+  t.last = op.block[block + 1];
+  t.out = arena + is.out.offset + tile.out;
+  t.out_channel = is.out.channel_stride;
+  t.out_row = is.out.row_stride;
+  if (is.y.channels > 0) {
+    t.residual = arena + is.y.offset + tile.residual;
+    t.residual_channel = is.y.channel_stride;
+    t.residual_row = is.y.row_stride;
+  }
+  const int step = is.group < kMaxGroup ? is.group : kMaxGroup;
+  for (t.part = 0; t.part < is.group; t.part += step) tile.run(t);
+}
+
+alignas(64) constexpr int32_t kOwnSlots[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+// A block of panels over the whole image as one run, halo columns included (their sums are
+// dropped): for images whose rows are no multiple of the vectors.
+void conv_flat(const Operation &op, int64_t block, float *scratch) {
+  const sdk_op &is = op.is;
+  const sdk_tensor &out = is.out;
+  float *arena = op.step->arena;
+  const int64_t length = out.width * op.step->lanes;
+  TileArguments t = tile_arguments(op);
+  const int step = is.group < kMaxGroup ? is.group : kMaxGroup;
+  for (int64_t panel = op.block[block]; panel < op.block[block + 1]; ++panel) {
+    t.panel_ptr = is.panel_ptr + panel;
+    t.bias = op.bias + panel * is.group;
+    t.slot = kOwnSlots;
+    t.last = 1;
+    t.out_channel = op.flat_floats;
+    for (int64_t i = 0; i < op.tile_count; ++i) {
+      t.x = arena + is.x.offset + op.tiles[i].x;
+      t.out = scratch + op.tiles[i].out;
+      for (t.part = 0; t.part < is.group; t.part += step) op.tiles[i].run(t);
+    }
+    for (int g = 0; g < is.group; ++g) {
+      const int64_t channel = is.slot[panel * is.group + g];
+      if (channel < 0) continue;
+      for (int64_t h = 0; h < out.height; ++h) {
+        const float *from = scratch + g * op.flat_floats + h * is.x.row_stride;
+        float *to = arena + out.offset + channel * out.channel_stride + h * out.row_stride;
+        const float *residual =
+            is.y.channels > 0
+                ? arena + is.y.offset + channel * is.y.channel_stride + h * is.y.row_stride
+                : nullptr;
+        for (int64_t i = 0; i < length; i += kVector) {
+          const int64_t n = length - i < kVector ? length - i : kVector;
+          Vec v = load(from + i, n);
+          if (residual != nullptr) v += load(residual + i, n);
+          store(to + i, v, n);
+        }
+      }
+    }
+  }
+}
+
+void conv(const Operation &op, int64_t unit, float *scratch) {
+  if (op.flat) {
+    conv_flat(op, unit, scratch);
+  } else {
+    conv_rows(op, unit);
+  }
+}
+
+}  // namespace

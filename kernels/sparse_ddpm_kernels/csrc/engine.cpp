@@ -1,0 +1,253 @@
+// The executor: copies a program, prepares its operations, runs them in order.
+#include "engine.h"
+
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "operation.h"
+#include "pool.h"
+#include "tiles.h"
+
+namespace sdk {
+namespace {
+
+struct Free {
+  void operator()(float *p) const { std::free(p); }
+};
+using Floats = std::unique_ptr<float[], Free>;
+
+constexpr size_t kLine = 64, kHugePage = size_t{2} << 20;
+
+// Zeroed floats, aligned to cache lines, or to huge pages where they fill some.
+Floats allocate(int64_t count) {
+  const size_t wanted = static_cast<size_t>(count) * sizeof(float);
+  const size_t unit = wanted >= kHugePage ? kHugePage : kLine;
+  const size_t bytes = (wanted + unit - 1) / unit * unit + (wanted == 0 ? unit : 0);
+  void *p = nullptr;
+  if (posix_memalign(&p, unit, bytes) != 0) throw std::bad_alloc();
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  if (unit == kHugePage) madvise(p, bytes, MADV_HUGEPAGE);
+#endif
+  std::memset(p, 0, bytes);
+  return Floats(static_cast<float *>(p));
+}
+
+uint32_t supported() {
+  uint32_t isas = 1u << SDK_BASELINE;
+#if defined(SDK_X86_KERNELS)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    isas |= 1u << SDK_AVX2;
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+      isas |= 1u << SDK_AVX512;
+  }
+#endif
+  return isas;
+}
+
+const Kernels &kernels_of(int isa) {
+#if defined(SDK_X86_KERNELS)
+  if (isa == SDK_AVX512) return avx512_kernels;
+  if (isa == SDK_AVX2) return avx2_kernels;
+#endif
+  if (isa != SDK_BASELINE) throw std::invalid_argument("no such instruction set");
+  return baseline_kernels;
+}
+
+template <class T>
+T *copied(const T *from, int64_t count, std::vector<Floats> &store, int64_t &bytes) {
+  static_assert(sizeof(T) % sizeof(float) == 0, "stored as floats");
+  if (from == nullptr) return nullptr;
+  const int64_t floats = count * static_cast<int64_t>(sizeof(T) / sizeof(float));
+  store.push_back(allocate(floats));
+  bytes += floats * static_cast<int64_t>(sizeof(float));
+  T *to = reinterpret_cast<T *>(store.back().get());
+  if (count > 0) std::memcpy(to, from, static_cast<size_t>(count) * sizeof(T));
+  return to;
+}
+
+// Channels whose halo one unit of work clears.
+constexpr int64_t kHaloChannels = 8;
+
+int64_t halo_units(const sdk_tensor &t) {
+  return t.halo > 0 ? (t.channels + kHaloChannels - 1) / kHaloChannels : 0;
+}
+
+void zero(float *from, int64_t count) {
+  std::memset(from, 0, static_cast<size_t>(count) * sizeof(float));
+}
+
+void clear_halo(const sdk_tensor &t, float *arena, int64_t lanes, int64_t unit) {
+  const int64_t row = t.width * lanes, gap = t.row_stride - row;
+  const int64_t end = (unit + 1) * kHaloChannels;
+  for (int64_t c = unit * kHaloChannels; c < end && c < t.channels; ++c) {
+    float *first = arena + t.offset + c * t.channel_stride;
+    zero(first - t.channel_lead, t.channel_lead);
+    for (int64_t h = 0; h + 1 < t.height; ++h) zero(first + h * t.row_stride + row, gap);
+    zero(first + (t.height - 1) * t.row_stride + row, t.halo * (t.row_stride + lanes));
+  }
+}
+
+}  // namespace
+}  // namespace sdk
+
+using namespace sdk;
+
+struct sdk_engine {
+  explicit sdk_engine(const sdk_program &program);
+
+  void run(const float *x, float *out, const float *row);
+  static void work(void *self, int64_t task, int64_t unit, int thread);
+  static void done(void *self, int64_t task);
+
+  int32_t isa, flags;
+  const Kernels *kernels;
+  Step step{};
+  int64_t arena_floats, scratch_floats = 0, bytes = 0;
+  Floats arena;
+  std::vector<Floats> stored, scratch;
+  std::vector<Operation> operations;
+  std::vector<int64_t> main_units;
+  std::vector<Tiling> tilings;
+  std::vector<double> seconds;
+  std::chrono::steady_clock::time_point clock;
+  std::unique_ptr<Pool> pool;  // last: its threads end first
+};
+
+sdk_engine::sdk_engine(const sdk_program &program) : flags(program.flags) {
+  isa = program.isa;
+  if (isa < 0)
+    for (int i = 0; i < SDK_ISAS; ++i)
+      if (supported() >> i & 1) isa = i;
+  if (isa >= SDK_ISAS || !(supported() >> isa & 1))
+    throw std::invalid_argument("this machine lacks the instruction set that was asked for");
+  kernels = &kernels_of(isa);
+  arena_floats = program.arena;
+  arena = allocate(arena_floats);
+  step.arena = arena.get();
+  step.lanes = program.lanes;
+  step.batch = program.batch;
+  const auto count = static_cast<size_t>(program.ops);
+  operations.resize(count);
+  tilings.resize(count);
+  main_units.resize(count);
+  seconds.resize(count);
+  std::vector<int64_t> units(count);
+  for (size_t i = 0; i < count; ++i) {
+    Operation &op = operations[i];
+    op = Operation{};
+    op.is = program.op[i];
+    op.step = &step;
+    if (op.is.kind < 0 || op.is.kind >= SDK_KINDS) throw std::invalid_argument("no such operation");
+    if (op.is.kind == SDK_CONV) {
+      const int64_t slots = op.is.panels * op.is.group, entries = op.is.panel_ptr[op.is.panels];
+      op.is.panel_ptr = copied(op.is.panel_ptr, op.is.panels + 1, stored, bytes);
+      op.is.offset = copied(op.is.offset, entries, stored, bytes);
+      op.is.value = copied(op.is.value, entries * op.is.group, stored, bytes);
+      op.is.slot = copied(op.is.slot, slots, stored, bytes);
+      std::vector<float> bias(static_cast<size_t>(slots));
+      for (int64_t s = 0; s < slots; ++s)
+        if (op.is.a != nullptr && op.is.slot[s] >= 0)
+          bias[static_cast<size_t>(s)] = op.is.a[op.is.slot[s]];
+      op.bias = copied(bias.data(), slots, stored, bytes);
+      tilings[i] = make_tiling(op.is, program.lanes, program.threads, *kernels);
+      const Tiling &tiling = tilings[i];
+      op.tiles = tiling.tiles.data();
+      op.tile_count = static_cast<int64_t>(tiling.tiles.size());
+      op.block = tiling.block.data();
+      op.blocks = static_cast<int64_t>(tiling.block.size()) - 1;
+      op.flat = tiling.flat;
+      op.flat_floats = tiling.flat_floats;
+    } else {
+      op.is.a = copied(op.is.a, op.is.x.channels, stored, bytes);
+      op.is.b = copied(op.is.b, op.is.x.channels, stored, bytes);
+    }
+    main_units[i] = kernels->units(op);
+    units[i] = main_units[i] + halo_units(op.is.out);
+    const int64_t floats = kernels->scratch_floats(op);
+    if (floats > scratch_floats) scratch_floats = floats;
+  }
+  for (int t = 0; t < program.threads; ++t) scratch.push_back(allocate(scratch_floats));
+  bytes += program.threads * scratch_floats * static_cast<int64_t>(sizeof(float));
+  pool = std::make_unique<Pool>(program.threads, units, this, &work,
+                                flags & SDK_PROFILE ? &done : nullptr);
+}
+
+void sdk_engine::work(void *self, int64_t task, int64_t unit, int thread) {
+  auto &engine = *static_cast<sdk_engine *>(self);
+  const auto index = static_cast<size_t>(task);
+  const Operation &op = engine.operations[index];
+  const int64_t halo = unit - engine.main_units[index];
+  if (halo >= 0) {
+    clear_halo(op.is.out, engine.step.arena, engine.step.lanes, halo);
+  } else {
+    engine.kernels->run[op.is.kind](op, unit, engine.scratch[static_cast<size_t>(thread)].get());
+  }
+}
+
+void sdk_engine::done(void *self, int64_t task) {
+  auto &engine = *static_cast<sdk_engine *>(self);
+  const auto now = std::chrono::steady_clock::now();
+  engine.seconds[static_cast<size_t>(task)] =
+      std::chrono::duration<double>(now - engine.clock).count();
+  engine.clock = now;
+}
+
+void sdk_engine::run(const float *x, float *out, const float *row) {
+  step.input = x;
+  step.output = out;
+  step.row = row;
+  if (flags & SDK_POISON) {
+    // All bits set is a NaN.
+    std::memset(arena.get(), 0xff, static_cast<size_t>(arena_floats) * sizeof(float));
+    for (auto &floats : scratch)
+      std::memset(floats.get(), 0xff, static_cast<size_t>(scratch_floats) * sizeof(float));
+  }
+  clock = std::chrono::steady_clock::now();
+  pool->run();
+}
+
+int32_t sdk_abi(void) { return SDK_ABI; }
+int64_t sdk_op_size(void) { return sizeof(sdk_op); }
+uint32_t sdk_isas(void) { return supported(); }
+
+sdk_engine *sdk_create(const sdk_program *program, char *error, int64_t size) {
+  const auto fail = [&](const char *what) -> sdk_engine * {
+    if (size > 0) std::snprintf(error, static_cast<size_t>(size), "%s", what);
+    return nullptr;
+  };
+  if (program->abi != SDK_ABI) return fail("the library has another ABI version than its caller");
+  try {
+    return new sdk_engine(*program);
+  } catch (const std::bad_alloc &) {
+    return fail("out of memory");
+  } catch (const std::exception &e) {
+    return fail(e.what());
+  }
+}
+
+void sdk_run(sdk_engine *engine, const float *x, float *out, const float *row) {
+  engine->run(x, out, row);
+}
+
+const float *sdk_arena(const sdk_engine *engine) { return engine->arena.get(); }
+int32_t sdk_engine_isa(const sdk_engine *engine) { return engine->isa; }
+int64_t sdk_bytes(const sdk_engine *engine) { return engine->bytes; }
+void sdk_seconds(const sdk_engine *engine, double *seconds) {
+  std::memcpy(seconds, engine->seconds.data(), engine->seconds.size() * sizeof(double));
+}
+void sdk_destroy(sdk_engine *engine) {
+  if (!engine->pool->forked()) delete engine;
+}

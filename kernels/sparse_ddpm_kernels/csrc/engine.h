@@ -1,0 +1,132 @@
+/* The CPU engine behind a plain C ABI: arrays and integers, no types of anybody else.
+ *
+ * One handle holds one planned program: tensors placed in one arena, operations in order, copies
+ * of all weights. sdk_run executes a whole denoising step. Nothing is allocated after sdk_create,
+ * and no index is checked: the caller has validated its arrays.
+ *
+ * Activations are channel-major with the batch innermost. Element (n, c, h, w) of a tensor lies at
+ *     arena[offset + c * channel_stride + h * row_stride + w * lanes + n]
+ * where lanes >= batch is the same for all tensors. Around each channel's image lie halo rows and
+ * columns of zeros, so that a convolution tap is a constant offset; the zeros at the right of one
+ * row are those at the left of the next, hence row_stride = (width + halo) * lanes. Each channel
+ * has channel_lead floats before its first pixel; whoever writes a tensor writes its halo too.
+ * After the last pixel of a channel come at least 15 floats that belong to the same channel.
+ */
+#ifndef SPARSE_DDPM_ENGINE_H
+#define SPARSE_DDPM_ENGINE_H
+
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define SDK_API __attribute__((visibility("default")))
+#else
+#define SDK_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define SDK_ABI 1
+
+enum sdk_kind {
+  SDK_LOAD = 0,             /* out = the step's input, float32 [batch, C, H, W] */
+  SDK_STORE = 1,            /* the step's output = x */
+  SDK_CONV = 2,             /* out = bias + weight * x (+ y) */
+  SDK_NORM_ACT = 3,         /* group norm, times a plus b, SiLU if asked (+ y) */
+  SDK_CHANNEL_NORM = 4,     /* norm over the channels of each pixel, times a (+ y) */
+  SDK_ATTENTION = 5,        /* x is qkv */
+  SDK_LINEAR_ATTENTION = 6, /* x is qkv */
+  SDK_SPACE_TO_DEPTH = 7,
+  SDK_UPSAMPLE = 8,
+  SDK_COPY = 9,
+  SDK_ADD = 10,             /* out = x + y */
+  SDK_KINDS = 11
+};
+
+enum sdk_isa { SDK_BASELINE = 0, SDK_AVX2 = 1, SDK_AVX512 = 2, SDK_ISAS = 3 };
+
+/* Flags of a program. */
+#define SDK_POISON 1  /* fill arena and scratch with NaN before every run */
+#define SDK_PROFILE 2 /* keep the time of every operation, see sdk_seconds */
+
+/* A tensor in the arena; all strides and offsets in floats. channels = 0: absent. */
+typedef struct {
+  int64_t offset; /* first pixel of the first channel */
+  int64_t channel_stride;
+  int64_t row_stride;
+  int64_t channel_lead;
+  int32_t channels, height, width, halo;
+} sdk_tensor;
+
+/* One operation. Fields that its kind does not name are ignored.
+ *
+ * Convolution: panels of `group` output channels (1, 2, 4, 8 or 16) that share their columns.
+ * Entry k of panel p, panel_ptr[p] <= k < panel_ptr[p + 1], adds
+ *     value[k * group + g] * x[offset[k] + pixel]
+ * to output channel slot[p * group + g]; a slot of -1 is padding. Every output channel stands in
+ * exactly one slot. a: bias [C] or null.
+ *
+ * Norms: a (and b) are [C] arrays, or, with film >= 0, a = row[film ...], b = row[film + C ...]
+ * of the row that sdk_run is given.
+ */
+typedef struct {
+  int32_t kind;
+  int32_t silu;
+  int32_t groups;
+  int32_t heads;
+  int32_t dim_head;
+  int32_t group;
+  int64_t film;
+  double eps;
+  sdk_tensor out, x, y;
+  const float *a, *b;
+  int64_t panels;
+  const int64_t *panel_ptr; /* [panels + 1] */
+  const int32_t *offset;    /* [panel_ptr[panels]] in floats */
+  const float *value;       /* [panel_ptr[panels], group] */
+  const int32_t *slot;      /* [panels, group] */
+} sdk_op;
+
+typedef struct {
+  int32_t abi;     /* SDK_ABI */
+  int32_t isa;     /* an sdk_isa that sdk_isas() has, or -1: the widest */
+  int32_t threads; /* >= 1, the caller's own thread included */
+  int32_t flags;
+  int64_t lanes, batch;
+  int64_t arena; /* floats */
+  int64_t ops;
+  const sdk_op *op;
+} sdk_program;
+
+typedef struct sdk_engine sdk_engine;
+
+SDK_API int32_t sdk_abi(void);
+SDK_API int64_t sdk_op_size(void);
+/* Bit i is set when sdk_isa i is compiled in and this machine has it. */
+SDK_API uint32_t sdk_isas(void);
+
+/* A handle, or null with a message in error[size]. Copies every array it is given. Starts
+ * threads - 1 threads, which sleep between runs. */
+SDK_API sdk_engine *sdk_create(const sdk_program *program, char *error, int64_t size);
+
+/* One step: x and out are contiguous float32 [batch, C, H, W], row the step's row of the time table
+ * (null when no operation has film >= 0). One caller at a time. In a forked child the handle keeps
+ * working on the caller's thread alone, unless the fork happened during a run. */
+SDK_API void sdk_run(sdk_engine *engine, const float *x, float *out, const float *row);
+
+/* The arena, for reading values after a run. */
+SDK_API const float *sdk_arena(const sdk_engine *engine);
+/* The instruction set in use. */
+SDK_API int32_t sdk_engine_isa(const sdk_engine *engine);
+/* Bytes held outside the arena: weights and scratch. */
+SDK_API int64_t sdk_bytes(const sdk_engine *engine);
+/* Seconds of the last run by operation, [ops]; zeros without SDK_PROFILE. */
+SDK_API void sdk_seconds(const sdk_engine *engine, double *seconds);
+/* Ends the threads and frees everything; in a forked child it does nothing. */
+SDK_API void sdk_destroy(sdk_engine *engine);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,2 @@
+#define SDK_KERNELS avx2_kernels
+#include "kernels.inc"

@@ -1,0 +1,2 @@
+#define SDK_KERNELS avx512_kernels
+#include "kernels.inc"

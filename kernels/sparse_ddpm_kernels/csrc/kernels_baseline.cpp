@@ -1,0 +1,2 @@
+#define SDK_KERNELS baseline_kernels
+#include "kernels.inc"

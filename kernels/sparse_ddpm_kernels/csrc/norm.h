@@ -1,0 +1,236 @@
+// Group norm with FiLM and SiLU, and channel norm.
+#pragma once
+
+#include "operation.h"
+#include "vec.h"
+
+namespace {
+
+using sdk::Operation;
+
+SDK_INLINE int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+// Sums and sums of squares in double: exact enough that neither the order nor the batch matters,
+// and that the variance may be taken as E[x^2] - E[x]^2.
+struct Moments {
+  Wide sum[2], square[2];
+
+  SDK_INLINE void add(Vec x) {
+    float lanes[kVector];
+    store(lanes, x);
+    add(lanes);
+  }
+  SDK_INLINE void add(const float *x) {
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+      const HalfVec half = *reinterpret_cast<const LooseHalf *>(x + h * kHalf);
+      const Wide wide = __builtin_convertvector(half, Wide);
+      sum[h] += wide;
+      square[h] += wide * wide;
+    }
+  }
+};
+
+// Mean and 1 / sqrt(variance + eps) from the moments of `count` numbers.
+SDK_INLINE void finish(double sum, double square, double count, double eps, float *mean,
+                       float *inverse) {
+  const double m = sum / count;
+  double variance = square / count - m * m;
+  if (variance < 0.0) variance = 0.0;
+  *mean = (float)m;
+  *inverse = (float)(1.0 / __builtin_sqrt(variance + eps));
+}
+
+// The statistics of a group repeat along a row: every vector (one image), every `lanes` (images a
+// multiple of the vector), or not at all (a row's worth of lanes).
+SDK_INLINE int64_t norm_period(const Operation &op) {
+  const int64_t lanes = op.step->lanes;
+  if (lanes == 1) return kVector;
+  return lanes % kVector == 0 ? lanes : round_up(op.is.x.width * lanes, kVector);
+}
+
+int64_t norm_units(const Operation &op) { return op.is.groups; }
+
+// mean, inverse: floats [period]; sum, square: doubles [period].
+int64_t norm_scratch(const Operation &op) { return 6 * norm_period(op); }
+
+void group_statistics(const Operation &op, const float *x, float *mean, float *inverse,
+                      double *scratch) {
+  const sdk_tensor &in = op.is.x;
+  const int64_t lanes = op.step->lanes;
+  const int64_t channels = in.channels / op.is.groups;
+  const double count = (double)channels * in.height * in.width;
+  const int64_t length = in.width * lanes;
+  if (lanes == 1) {
+    Moments m = {};
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t h = 0; h < in.height; ++h) {
+        const float *row = x + c * in.channel_stride + h * in.row_stride;
+        int64_t i = 0;
+        for (; i + kVector <= length; i += kVector) m.add(row + i);
+        if (i < length) m.add(load(row + i, length - i));
+      }
+    double sum = 0.0, square = 0.0;
+    for (int h = 0; h < 2; ++h)
+      for (int i = 0; i < kHalf; ++i) {
+        sum += m.sum[h][i];
+        square += m.square[h][i];
+      }
+    finish(sum, square, count, op.is.eps, mean, inverse);
+    for (int i = 1; i < kVector; ++i) {
+      mean[i] = mean[0];
+      inverse[i] = inverse[0];
+    }
+    return;
+  }
+  if (lanes % kVector == 0) {
+    for (int64_t n = 0; n < lanes; n += kVector) {
+      Moments m = {};
+      for (int64_t c = 0; c < channels; ++c)
+        for (int64_t h = 0; h < in.height; ++h) {
+          const float *row = x + c * in.channel_stride + h * in.row_stride + n;
+          for (int64_t i = 0; i < length; i += lanes) m.add(row + i);
+        }
+      for (int h = 0; h < 2; ++h)
+        for (int i = 0; i < kHalf; ++i)
+          finish(m.sum[h][i], m.square[h][i], count, op.is.eps, mean + n + h * kHalf + i,
+                 inverse + n + h * kHalf + i);
+    }
+    return;
+  }
+  // Sums by position in the row first, then by image.
+  const int64_t period = round_up(length, kVector);
+  double *sum = scratch, *square = scratch + period;
+  for (int64_t i = 0; i < 2 * period; ++i) scratch[i] = 0.0;
+  for (int64_t c = 0; c < channels; ++c)
+    for (int64_t h = 0; h < in.height; ++h) {
+      const float *row = x + c * in.channel_stride + h * in.row_stride;
+      for (int64_t i = 0; i < length; ++i) {
+        const double v = row[i];
+        sum[i] += v;
+        square[i] += v * v;
+      }
+    }
+  for (int64_t n = 0; n < lanes; ++n) {
+    double s = 0.0, q = 0.0;
+    for (int64_t i = n; i < length; i += lanes) {
+      s += sum[i];
+      q += square[i];
+    }
+    finish(s, q, count, op.is.eps, mean + n, inverse + n);
+  }
+  for (int64_t i = lanes; i < period; ++i) {
+    mean[i] = mean[i - lanes];
+    inverse[i] = inverse[i - lanes];
+  }
+}
+
+template <bool Silu, bool Residual>
+void norm_row(const float *x, const float *residual, float *out, int64_t length, const float *mean,
+              const float *inverse, int64_t period, float a, float b) {
+  int64_t at = 0;
+  for (int64_t i = 0; i < length; i += kVector) {
+    const int64_t n = length - i < kVector ? length - i : kVector;
+    Vec v = (load(x + i, n) - load(mean + at)) * (load(inverse + at) * a) + b;
+    if (Silu) v = silu(v);
+    if (Residual) v += load(residual + i, n);
+    store(out + i, v, n);
+    at += kVector;
+    if (at == period) at = 0;
+  }
+}
+
+// One group: its statistics, then its channels.
+void norm_act(const Operation &op, int64_t group, float *scratch) {
+  const sdk_op &is = op.is;
+  float *arena = op.step->arena;
+  const int64_t period = norm_period(op);
+  float *mean = scratch, *inverse = scratch + period;
+  const int64_t channels = is.x.channels / is.groups;
+  group_statistics(op, arena + is.x.offset + group * channels * is.x.channel_stride, mean, inverse,
+                   reinterpret_cast<double *>(scratch + 2 * period));
+  const float *a = is.film < 0 ? is.a : op.step->row + is.film;
+  const float *b = is.film < 0 ? is.b : a + is.x.channels;
+  const bool residual = is.y.channels > 0;
+  const auto row = is.silu ? (residual ? &norm_row<true, true> : &norm_row<true, false>)
+                           : (residual ? &norm_row<false, true> : &norm_row<false, false>);
+  for (int64_t c = group * channels; c < (group + 1) * channels; ++c)
+    for (int64_t h = 0; h < is.x.height; ++h)
+      row(arena + is.x.offset + c * is.x.channel_stride + h * is.x.row_stride,
+          arena + is.y.offset + c * is.y.channel_stride + h * is.y.row_stride,
+          arena + is.out.offset + c * is.out.channel_stride + h * is.out.row_stride,
+          is.x.width * op.step->lanes, mean, inverse, period, a[c], b[c]);
+}
+
+constexpr int kColumns = 4;       // vectors of pixels that go through a channel norm together
+constexpr int64_t kSumRun = 32;  // channels summed in one accumulator before it joins the total
+
+// Count vectors of pixels at `x`, the last of them with `n` lanes if Count is 1.
+template <int Count>
+void channel_norm_pixels(const Operation &op, const float *x, const float *residual, float *out,
+                         int64_t n) {
+  const sdk_op &is = op.is;
+  const int64_t channels = is.x.channels, stride = is.x.channel_stride;
+  const auto at = [n](const float *p, int v) {
+    return Count == 1 ? load(p, n) : load(p + v * kVector);
+  };
+  Vec mean[Count] = {}, inverse[Count] = {};
+  for (int64_t run = 0; run < channels; run += kSumRun) {
+    Vec part[Count] = {};
+    const int64_t end = run + kSumRun < channels ? run + kSumRun : channels;
+    for (int64_t c = run; c < end; ++c)
+      for (int v = 0; v < Count; ++v) part[v] += at(x + c * stride, v);
+    for (int v = 0; v < Count; ++v) mean[v] += part[v];
+  }
+  for (int v = 0; v < Count; ++v) mean[v] /= (float)channels;
+  for (int64_t run = 0; run < channels; run += kSumRun) {
+    Vec part[Count] = {};
+    const int64_t end = run + kSumRun < channels ? run + kSumRun : channels;
+    for (int64_t c = run; c < end; ++c)
+      for (int v = 0; v < Count; ++v) {
+        const Vec d = at(x + c * stride, v) - mean[v];
+        part[v] += d * d;
+      }
+    for (int v = 0; v < Count; ++v) inverse[v] += part[v];
+  }
+  for (int v = 0; v < Count; ++v)
+    inverse[v] = 1.0f / square_root(inverse[v] / (float)channels + (float)is.eps);
+  for (int64_t c = 0; c < channels; ++c)
+    for (int v = 0; v < Count; ++v) {
+      Vec y = (at(x + c * stride, v) - mean[v]) * inverse[v] * is.a[c];
+      if (is.y.channels > 0) y += at(residual + c * is.y.channel_stride, v);
+      if (Count == 1) {
+        store(out + c * is.out.channel_stride, y, n);
+      } else {
+        store(out + c * is.out.channel_stride + v * kVector, y);
+      }
+    }
+}
+
+SDK_INLINE int64_t channel_norm_blocks(const Operation &op) {
+  const int64_t length = op.is.x.width * op.step->lanes;
+  return (length + kColumns * kVector - 1) / (kColumns * kVector);
+}
+
+int64_t channel_norm_units(const Operation &op) {
+  return op.is.x.height * channel_norm_blocks(op);
+}
+
+// A few vectors of pixels of one row.
+void channel_norm(const Operation &op, int64_t unit, float *) {
+  const sdk_op &is = op.is;
+  const int64_t blocks = channel_norm_blocks(op);
+  const int64_t h = unit / blocks;
+  const int64_t length = is.x.width * op.step->lanes;
+  int64_t i = unit % blocks * kColumns * kVector;
+  const float *x = op.step->arena + is.x.offset + h * is.x.row_stride;
+  const float *residual = op.step->arena + is.y.offset + h * is.y.row_stride;
+  float *out = op.step->arena + is.out.offset + h * is.out.row_stride;
+  if (i + kColumns * kVector <= length)
+    return channel_norm_pixels<kColumns>(op, x + i, residual + i, out + i, kVector);
+  for (; i < length; i += kVector)
+    channel_norm_pixels<1>(op, x + i, residual + i, out + i,
+                           length - i < kVector ? length - i : kVector);
+}
+
+}  // namespace

@@ -1,0 +1,74 @@
+// What the engine prepares once and the kernels read: no inline functions here, because this
+// header is compiled for several instruction sets and the linker keeps only one copy of each.
+#pragma once
+
+#include <stdint.h>
+
+#include "engine.h"
+
+namespace sdk {
+
+// One register tile of a convolution: rows x vectors of output pixels by G output channels.
+struct TileArguments {
+  const float *x;  // the tile's first pixel
+  int64_t x_row;
+  const int64_t *panel_ptr;
+  const int32_t *offset;
+  const float *value;
+  const float *bias;    // by slot
+  const int32_t *slot;  // channel of each slot within `out`, -1: none
+  int64_t first, last;  // panels
+  int32_t group, part;  // channels a panel, and the first of those to compute now
+  float *out;
+  int64_t out_channel, out_row;
+  const float *residual;  // or null
+  int64_t residual_channel, residual_row;
+};
+using TileFunction = void (*)(const TileArguments &);
+
+struct Tile {
+  TileFunction run;
+  int64_t x, out, residual;  // offsets of the tile's first pixel from the tensors' first pixels
+};
+
+// The state of a step that operations see.
+struct Step {
+  float *arena;
+  const float *input;
+  float *output;
+  const float *row;
+  int64_t lanes, batch;
+};
+
+struct Operation {
+  sdk_op is;  // its pointers lead to the engine's own copies
+  const Step *step;
+  // Convolution: tiles over the image, blocks of panels of about equal work.
+  const Tile *tiles;
+  int64_t tile_count;
+  const int64_t *block;  // [blocks + 1] panels
+  int64_t blocks;
+  bool flat;           // the image is one run over rows and halo, gathered in scratch
+  int64_t flat_floats; // of one channel in scratch
+  const float *bias;   // by slot
+};
+
+// Kernels of one instruction set. A function computes one unit of an operation; units are
+// independent of each other. scratch: scratch_floats(operation), 64-byte aligned, one per thread.
+using Function = void (*)(const Operation &, int64_t unit, float *scratch);
+
+struct Kernels {
+  int32_t vector;           // floats
+  int32_t max_group;        // larger panels are computed in parts of this many channels
+  int32_t tile_limit[5];    // vectors of pixels a tile may have, for G = 1, 2, 4, 8, 16
+  TileFunction (*tile)(int32_t group, int32_t rows, int32_t vectors);
+  int64_t (*units)(const Operation &);
+  int64_t (*scratch_floats)(const Operation &);
+  Function run[SDK_KINDS];
+};
+
+extern const Kernels baseline_kernels;
+extern const Kernels avx2_kernels;
+extern const Kernels avx512_kernels;
+
+}  // namespace sdk

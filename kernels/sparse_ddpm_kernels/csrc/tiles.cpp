@@ -1,0 +1,94 @@
+#include "tiles.h"
+
+#include <algorithm>
+
+namespace sdk {
+namespace {
+
+// Rows are whole vectors on every instruction set, so that all of them cut images alike.
+constexpr int64_t kRowUnit = 16;
+// Units of work per thread, so that a thread that is interrupted holds the others up little ...
+constexpr int64_t kUnitsPerThread = 8;
+// ... but none shorter than some microseconds: vector multiply-adds.
+constexpr int64_t kUnitWork = 8192;
+
+bool contiguous(const sdk_tensor &t, int64_t lanes) { return t.row_stride == t.width * lanes; }
+
+// Panels cut where the work (entries, plus the cost of starting a panel) is about equal.
+std::vector<int64_t> cut_panels(const sdk_op &op, int64_t blocks) {
+  const auto work = [&](int64_t panel) { return op.panel_ptr[panel] + 4 * panel; };
+  const int64_t total = work(op.panels);
+  std::vector<int64_t> cut{0};
+  int64_t panel = 0;
+  for (int64_t b = 1; b < blocks; ++b) {
+    while (panel < op.panels && work(panel) * blocks < total * b) ++panel;
+    if (panel > cut.back() && panel < op.panels) cut.push_back(panel);
+  }
+  cut.push_back(op.panels);
+  return cut;
+}
+
+}  // namespace
+
+Tiling make_tiling(const sdk_op &op, int64_t lanes, int threads, const Kernels &kernels) {
+  Tiling tiling;
+  const int64_t vector = kernels.vector;
+  int64_t height = op.out.height, row = op.out.width * lanes;
+  const bool residual = op.y.channels > 0;
+  if (contiguous(op.x, lanes) && contiguous(op.out, lanes) &&
+      (!residual || contiguous(op.y, lanes))) {
+    row *= height;  // no halo anywhere: the image is one row
+    height = 1;
+  }
+  if (row % kRowUnit != 0) {
+    tiling.flat = true;
+    row = (op.out.height - 1) * op.x.row_stride + op.out.width * lanes;
+    row = (row + vector - 1) / vector * vector;
+    height = 1;
+    tiling.flat_floats = row;
+  }
+  const int32_t group = std::min(op.group, kernels.max_group);
+  int index = 0;
+  while ((1 << index) < group) ++index;
+  const int64_t limit = kernels.tile_limit[index];
+  const int64_t vectors = row / vector, strips = (vectors + limit - 1) / limit;
+  std::vector<int64_t> start;  // of each strip of columns, in vectors
+  for (int64_t s = 0; s <= strips; ++s) start.push_back(vectors * s / strips);
+  int64_t most_rows = 1;
+  while (2 * most_rows * (start[1] - start[0]) <= limit) most_rows *= 2;
+  for (int64_t h = 0; h < height;) {
+    int64_t rows = most_rows;
+    while (rows > height - h) rows /= 2;
+    for (int64_t s = 0; s < strips; ++s) {
+      const int64_t width = start[s + 1] - start[s], column = start[s] * vector;
+      // Strips differ by one vector at most; the wider ones may not fit that many rows.
+      for (int64_t r = 0; r < rows;) {
+        int64_t now = rows - r;
+        while (now * width > limit) now /= 2;
+        const int64_t at = h + r;
+        tiling.tiles.push_back(
+            {kernels.tile(group, static_cast<int32_t>(now), static_cast<int32_t>(width)),
+             at * op.x.row_stride + column, at * op.out.row_stride + column,
+             at * op.y.row_stride + column});
+        r += now;
+      }
+    }
+    h += rows;
+  }
+  const int64_t entries = op.panel_ptr[op.panels] * op.group;
+  const int64_t tile_work = entries * height * vectors / static_cast<int64_t>(tiling.tiles.size());
+  const int64_t units = kUnitsPerThread * threads;
+  int64_t blocks = threads == 1 ? 1 : units;
+  if (!tiling.flat) {
+    const auto tiles = static_cast<int64_t>(tiling.tiles.size());
+    blocks = (blocks + tiles - 1) / tiles;
+    blocks = std::min(blocks, tile_work / kUnitWork);
+  } else {
+    blocks = std::min(blocks, entries * vectors / kUnitWork);
+  }
+  blocks = std::max<int64_t>(1, std::min(blocks, op.panels));
+  tiling.block = cut_panels(op, blocks);
+  return tiling;
+}
+
+}  // namespace sdk

@@ -1,0 +1,23 @@
+// How a convolution is cut: the image into register tiles, the panels into blocks.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "operation.h"
+
+namespace sdk {
+
+struct Tiling {
+  std::vector<Tile> tiles;
+  std::vector<int64_t> block;  // first panel of each block, then the number of panels
+  bool flat = false;
+  int64_t flat_floats = 0;
+};
+
+// A unit of work is one tile through one block (all tiles, when flat). Neither the cut nor the
+// number of threads changes what is summed in an output, or in which order, beyond the few
+// partial sums of very small tiles.
+Tiling make_tiling(const sdk_op &op, int64_t lanes, int threads, const Kernels &kernels);
+
+}  // namespace sdk

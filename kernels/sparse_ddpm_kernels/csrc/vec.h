@@ -1,0 +1,113 @@
+// Vectors of the instruction set this file is compiled for. Everything has internal linkage: the
+// same source is compiled several times, and no copy may be taken for another.
+#pragma once
+
+#include <stdint.h>
+
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#define SDK_INLINE inline __attribute__((always_inline))
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVector = 16;
+#elif defined(__AVX2__)
+constexpr int kVector = 8;
+#else
+constexpr int kVector = 4;
+#endif
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr bool kManyRegisters = true;  // 32, else 16
+#else
+constexpr bool kManyRegisters = false;
+#endif
+
+constexpr int kBytes = kVector * 4;
+constexpr int kHalf = kVector / 2;
+
+typedef float Vec __attribute__((vector_size(kBytes)));
+typedef int32_t IntVec __attribute__((vector_size(kBytes)));
+typedef uint32_t BitVec __attribute__((vector_size(kBytes)));
+typedef double Wide __attribute__((vector_size(kBytes)));
+typedef float HalfVec __attribute__((vector_size(kBytes / 2)));
+typedef float LooseVec __attribute__((vector_size(kBytes), aligned(4), may_alias));
+typedef float LooseHalf __attribute__((vector_size(kBytes / 2), aligned(4), may_alias));
+
+SDK_INLINE Vec load(const float *p) { return *reinterpret_cast<const LooseVec *>(p); }
+SDK_INLINE void store(float *p, Vec v) { *reinterpret_cast<LooseVec *>(p) = v; }
+SDK_INLINE Vec splat(float s) { return s - Vec{}; }
+
+// The first n lanes, 0 < n <= kVector, the others zero; and the store of as many.
+#if defined(__AVX512F__)
+SDK_INLINE Vec load(const float *p, int64_t n) {
+  return (Vec)_mm512_maskz_loadu_ps((__mmask16)(0xffffu >> (16 - n)), p);
+}
+SDK_INLINE void store(float *p, Vec v, int64_t n) {
+  _mm512_mask_storeu_ps(p, (__mmask16)(0xffffu >> (16 - n)), (__m512)v);
+}
+#else
+SDK_INLINE Vec load(const float *p, int64_t n) {
+  if (n == kVector) return load(p);
+  Vec v = {};
+  for (int64_t i = 0; i < n; ++i) v[i] = p[i];
+  return v;
+}
+SDK_INLINE void store(float *p, Vec v, int64_t n) {
+  if (n == kVector) return store(p, v);
+  for (int64_t i = 0; i < n; ++i) p[i] = v[i];
+}
+#endif
+
+SDK_INLINE Vec larger(Vec a, Vec b) { return a > b ? a : b; }
+
+SDK_INLINE float lane_sum(Vec v) {
+  float s[kVector];
+  store(s, v);
+  for (int width = kVector / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) s[i] += s[i + width];
+  return s[0];
+}
+
+SDK_INLINE float lane_max(Vec v) {
+  float m = v[0];
+  for (int i = 1; i < kVector; ++i) m = v[i] > m ? v[i] : m;
+  return m;
+}
+
+SDK_INLINE Vec square_root(Vec v) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_maskz_sqrt_ps(0xffff, (__m512)v);
+#else
+  for (int i = 0; i < kVector; ++i) v[i] = __builtin_sqrtf(v[i]);
+  return v;
+#endif
+}
+
+// e^x to 2 units in the last place for -87.33 <= x <= 88.37; 0 below, infinity above, NaN for NaN.
+// x = n ln 2 + r with |r| <= ln 2 / 2, the polynomial is a weighted minimax fit of (e^r - 1 - r) /
+// r^2 with relative error 3e-9.
+SDK_INLINE Vec exponential(Vec x) {
+  const float low = -87.33f, high = 88.37f, round = 12582912.0f;  // 1.5 * 2^23
+  const Vec inside = x < low ? splat(low) : (x > high ? splat(high) : x);
+  const Vec shifted = inside * 1.44269504f + round;
+  const Vec n = shifted - round;
+  const Vec r = (inside - n * 0.693359375f) - n * -2.12194440e-4f;
+  Vec q = splat(0.001381454f);
+  q = q * r + 0.008368745f;
+  q = q * r + 0.04166839f;
+  q = q * r + 0.16666521f;
+  q = q * r + 0.49999994f;
+  const Vec p = (q * r) * r + r + 1.0f;
+  // The low bits of `shifted` are n; as an exponent they make 2^n.
+  const BitVec power = (((BitVec)shifted) + 127u) << 23;
+  const Vec y = p * (Vec)power;
+  const Vec bounded = x > high ? splat(__builtin_inff()) : y;
+  return x < low ? Vec{} : bounded;
+}
+
+SDK_INLINE Vec silu(Vec x) { return x / (1.0f + exponential(-x)); }
+
+}  // namespace

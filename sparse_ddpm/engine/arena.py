@@ -1,0 +1,172 @@
+"""Where values lie in memory: layouts, concatenation without copies, reuse of dead buffers.
+
+A value is ``[C, H, W, lanes]`` floats with the batch innermost and a zero halo. The zeros at the
+right of one row serve as those at the left of the next, so rows are ``(W + halo) * lanes`` apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sparse_ddpm.program import Concat, Conv, Program
+from sparse_ddpm.program.operations import inputs_of
+from sparse_ddpm.program.program import Shape
+
+LINE = 16
+"""Floats in a cache line: the alignment of buffers, channels and wide lanes."""
+
+PADDING_LIMIT = 1.25
+"""Lanes are rounded up to whole cache lines where that adds at most a quarter."""
+
+
+def _round_up(count: int) -> int:
+    return -(-count // LINE) * LINE
+
+
+def lanes_for(batch: int) -> int:
+    """Floats between neighbouring pixels: the batch, or the batch rounded up to full vectors."""
+    padded = _round_up(batch)
+    return padded if padded <= PADDING_LIMIT * batch else batch
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A value in the arena. Strides and offsets are in floats.
+
+    Element (n, c, h, w) lies at ``offset + c * channel_stride + h * row_stride + w * lanes + n``;
+    ``lead`` floats of each channel come before its first pixel.
+    """
+
+    shape: Shape
+    halo: int
+    offset: int
+    channel_stride: int
+    row_stride: int
+    lead: int
+    buffer: str
+    """The value whose buffer this is: itself, or the concatenation that it is a part of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """Floats ``start`` to ``start + size`` of the arena, in use from step ``first`` to ``last``."""
+
+    start: int
+    size: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class Arena:
+    """Every value's placement, the buffers by name, and the size in floats."""
+
+    placements: Mapping[str, Placement]
+    buffers: Mapping[str, Buffer]
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    lead: int
+    row_stride: int
+    channel_stride: int
+
+
+def _layout(height: int, width: int, halo: int, lanes: int) -> _Layout:
+    row = (width + halo) * lanes
+    lead = _round_up(halo * (row + lanes))
+    image = (height - 1) * row + width * lanes
+    # One more line: the last vector of an image may reach up to 15 floats past its taps.
+    lines = _round_up(lead + image + halo * (row + lanes) + LINE) // LINE
+    # An odd number of lines, so that one pixel's channels spread over all sets of the caches.
+    return _Layout(lead, row, LINE * (lines | 1))
+
+
+def _parents(program: Program) -> dict[str, tuple[str, int]]:
+    """Values that can be made inside a concatenation: its name and their first channel there."""
+    parents: dict[str, tuple[str, int]] = {}
+    for operation in program.operations:
+        if isinstance(operation, Concat):
+            for name, channel in ((operation.a, 0), (operation.b, program.shapes[operation.a][0])):
+                if name not in parents:
+                    parents[name] = (operation.out, channel)
+    return parents
+
+
+def _times(program: Program) -> dict[str, tuple[int, int]]:
+    """First and last step that uses each value; step 0 loads, operation i is step i + 1."""
+    end = len(program.operations) + 1
+    times = {program.input: (0, 0)}
+    for step, operation in enumerate(program.operations, start=1):
+        for name in inputs_of(operation):
+            times[name] = (times[name][0], step)
+        times[operation.out] = (step, step)
+    times[program.output] = (times[program.output][0], end)
+    return times
+
+
+def _place(intervals: Mapping[str, tuple[int, int, int]], reuse: bool) -> dict[str, Buffer]:
+    """Start of each (size, first, last): largest first, at the lowest place free at those steps."""
+    placed: dict[str, Buffer] = {}
+    for name, (size, first, last) in sorted(intervals.items(), key=lambda item: -item[1][0]):
+        start = 0
+        for other in sorted(placed.values(), key=lambda buffer: buffer.start):
+            apart = reuse and (other.last < first or last < other.first)
+            if not apart and other.start < start + size and start < other.start + other.size:
+                start = other.start + other.size
+        placed[name] = Buffer(start, size, first, last)
+    return placed
+
+
+def plan_arena(program: Program, lanes: int, keep_all: bool) -> Arena:
+    """Place every value of ``program``; with ``keep_all`` no memory is used twice."""
+    parents = _parents(program)
+
+    def root(name: str) -> tuple[str, int]:
+        channel = 0
+        while name in parents:
+            name, first = parents[name]
+            channel += first
+        return name, channel
+
+    halos: dict[str, int] = {}
+    for name in program.shapes:
+        halos.setdefault(root(name)[0], 0)
+    for operation in program.operations:
+        if isinstance(operation, Conv):
+            owner = root(operation.x)[0]
+            halos[owner] = max(halos[owner], operation.size // 2)
+
+    layouts = {
+        name: _layout(program.shapes[name][1], program.shapes[name][2], halo, lanes)
+        for name, halo in halos.items()
+    }
+    spans: dict[str, tuple[int, int]] = {}
+    for name, (first, last) in _times(program).items():
+        owner = root(name)[0]
+        begin, end = spans.get(owner, (first, last))
+        spans[owner] = (min(begin, first), max(end, last))
+    buffers = _place(
+        {
+            name: (program.shapes[name][0] * layouts[name].channel_stride, *spans[name])
+            for name in halos
+        },
+        reuse=not keep_all,
+    )
+    placements = {}
+    for name, shape in program.shapes.items():
+        owner, channel = root(name)
+        layout = layouts[owner]
+        placements[name] = Placement(
+            shape=shape,
+            halo=halos[owner],
+            offset=buffers[owner].start + channel * layout.channel_stride + layout.lead,
+            channel_stride=layout.channel_stride,
+            row_stride=layout.row_stride,
+            lead=layout.lead,
+            buffer=owner,
+        )
+    size = max(buffer.start + buffer.size for buffer in buffers.values())
+    return Arena(placements, buffers, size)

@@ -1,0 +1,269 @@
+"""The CPU engine: a Plan handed to the native executor, one call a step."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sparse_ddpm_kernels import POISON, PROFILE, Executor, KernelError, Kind, Op, Tensor
+
+from sparse_ddpm.engine.arena import Placement
+from sparse_ddpm.engine.base import Engine, Images, check_batch, check_timesteps
+from sparse_ddpm.engine.plan import Plan, Step, concat_copies, make_plan
+from sparse_ddpm.errors import EngineError, expected
+from sparse_ddpm.program import (
+    Add,
+    Attention,
+    ChannelNorm,
+    Concat,
+    Conv,
+    LinearAttention,
+    NormAct,
+    Program,
+    SpaceToDepth,
+    Upsample2x,
+)
+
+MAX_THREADS = 1_024
+TABLE_ROWS = 64
+"""Steps whose float64 table is held at once."""
+
+
+def default_threads() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class CpuEngine(Engine):
+    """Runs a Program with the C++ kernels, float32 throughout.
+
+    ``threads``: default all cores this process may use, the caller's own included.
+    ``keep_all``: give every value memory of its own. ``profile``: see `timings`.
+    Environment: ``SPARSE_DDPM_ISA`` forces an instruction set, ``SPARSE_DDPM_POISON=1`` fills the
+    memory of activations with NaN before every run (for tests).
+    Raises `EngineError` on unusable arguments or when the native library is missing.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        batch: int = 1,
+        threads: int | None = None,
+        dtype: str = "float32",
+        *,
+        keep_all: bool = False,
+        profile: bool = False,
+    ) -> None:
+        threads = default_threads() if threads is None else threads
+        if type(threads) is not int or not 1 <= threads <= MAX_THREADS:
+            raise EngineError(expected("threads", f"1 to {MAX_THREADS}", repr(threads)))
+        if dtype != "float32":
+            raise EngineError(expected("dtype of the cpu engine", "'float32'", repr(dtype)))
+        self.program = program
+        self.batch = check_batch(batch)
+        self.threads = threads
+        self.plan = make_plan(program, self.batch, keep_all=keep_all)
+        self._tracer: CpuEngine | None = self if keep_all else None
+        self._timesteps: NDArray[np.float64] | None = None
+        self._films = _film_columns(program)
+        self._table = np.zeros((0, sum(2 * len(op.gamma) for op, _ in self._films)), np.float32)
+        self._output_shape = (self.batch, *program.shapes[program.output])
+        poison = POISON if os.environ.get("SPARSE_DDPM_POISON") == "1" else 0
+        ops = _Ops(self.plan, {op.out: column for op, column in self._films})
+        self._names = ops.names
+        try:
+            self._executor = Executor(
+                ops.ops,
+                arena=self.plan.arena.size,
+                lanes=self.plan.lanes,
+                batch=self.batch,
+                threads=threads,
+                flags=poison | (PROFILE if profile else 0),
+            )
+        except KernelError as error:
+            raise EngineError(str(error)) from error
+
+    @property
+    def description(self) -> str:
+        plural = "" if self.threads == 1 else "s"
+        return f"cpu {self._executor.isa}, {self.threads} thread{plural}"
+
+    def set_schedule(self, timesteps: NDArray[Any]) -> None:
+        t = check_timesteps(timesteps)
+        table = np.empty((len(t), self._table.shape[1]), dtype=np.float32)
+        for first in range(0, len(t), TABLE_ROWS):
+            rows = slice(first, first + TABLE_ROWS)
+            film = self.program.time.table(t[rows]) if self._films else np.zeros((0, 0))
+            for op, column in self._films:
+                channels = len(op.gamma)
+                assert op.film is not None
+                scale = film[:, op.film : op.film + channels] + 1.0
+                shift = film[:, op.film + channels : op.film + 2 * channels]
+                table[rows, column : column + channels] = scale * op.gamma
+                table[rows, column + channels : column + 2 * channels] = scale * op.beta + shift
+        self._table = table
+        self._timesteps = t
+
+    def run(self, x: Images, step: int) -> Images:
+        self.check_input(x, step, len(self._table))
+        out = np.empty(self._output_shape, dtype=np.float32)
+        row = self._table.ctypes.data + step * self._table.strides[0] if self._films else None
+        try:
+            self._executor.run(np.ascontiguousarray(x), out, row)
+        except KernelError as error:
+            raise EngineError(str(error)) from error
+        return out
+
+    def trace(self, x: Images, step: int) -> dict[str, Images]:
+        """As `run`, but every value by name; the first call plans a second engine."""
+        if self._tracer is None:
+            self._tracer = CpuEngine(self.program, self.batch, self.threads, keep_all=True)
+        tracer = self._tracer
+        if tracer is not self and self._timesteps is not None:
+            tracer._table, tracer._timesteps = self._table, self._timesteps
+        tracer.run(x, step)
+        arena = tracer._executor.arena()
+        placements = tracer.plan.arena.placements
+        return {name: self._value(arena, placement) for name, placement in placements.items()}
+
+    def _value(self, arena: NDArray[np.float32], placement: Placement) -> Images:
+        strides = (placement.channel_stride, placement.row_stride, self.plan.lanes, 1)
+        view = np.lib.stride_tricks.as_strided(
+            arena[placement.offset :],
+            shape=(*placement.shape, self.batch),
+            strides=tuple(stride * arena.itemsize for stride in strides),
+            writeable=False,
+        )
+        return np.ascontiguousarray(view.transpose(3, 0, 1, 2))
+
+    def timings(self) -> list[tuple[str, float]]:
+        """Seconds of the last run by value made, in order; needs ``profile``."""
+        return list(zip(self._names, self._executor.seconds().tolist(), strict=True))
+
+    def close(self) -> None:
+        """End the threads and free the memory; `run` then raises `EngineError`."""
+        if self._tracer is not None and self._tracer is not self:
+            self._tracer.close()
+        self._executor.close()
+
+    def __enter__(self) -> CpuEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _film_columns(program: Program) -> list[tuple[NormAct, int]]:
+    """Norms that time modulates, each with the column of its factors in the engine's own table.
+
+    From there lie C factors, then C summands: the norm's gamma and beta folded into FiLM.
+    """
+    films: list[tuple[NormAct, int]] = []
+    column = 0
+    for op in program.operations:
+        if isinstance(op, NormAct) and op.film is not None:
+            films.append((op, column))
+            column += 2 * len(op.gamma)
+    return films
+
+
+class _Ops:
+    """The native operations of a plan. Holds the arrays that they point to."""
+
+    def __init__(self, plan: Plan, films: dict[str, int]) -> None:
+        self.ops: list[Op] = []
+        self.names: list[str] = []
+        self._plan = plan
+        self._films = films
+        self._arrays: list[NDArray[Any]] = []
+        program = plan.program
+        self._add(program.input, Op(kind=Kind.LOAD, out=self._tensor(program.input)))
+        for step in plan.steps:
+            self._step(step)
+        self._add("output", Op(kind=Kind.STORE, x=self._tensor(program.output)))
+
+    def _add(self, name: str, op: Op) -> None:
+        self.ops.append(op)
+        self.names.append(name)
+
+    def _tensor(self, name: str | None) -> Tensor:
+        if name is None:
+            return Tensor()
+        place = self._plan.arena.placements[name]
+        return Tensor(
+            place.offset,
+            place.channel_stride,
+            place.row_stride,
+            place.lead,
+            *place.shape,
+            place.halo,
+        )
+
+    def _address(self, array: NDArray[Any] | None, dtype: type[np.generic]) -> int | None:
+        if array is None:
+            return None
+        held = np.ascontiguousarray(array, dtype=dtype)
+        self._arrays.append(held)
+        return int(held.ctypes.data)
+
+    def _step(self, step: Step) -> None:
+        operation = step.operation
+        tensor, address = self._tensor, self._address
+        op = Op(out=tensor(operation.out), film=-1)
+        match operation:
+            case Conv():
+                self._conv(op, operation, step)
+            case NormAct():
+                op.kind, op.x, op.y = Kind.NORM_ACT, tensor(operation.x), tensor(operation.residual)
+                op.groups, op.silu, op.eps = operation.groups, operation.silu, operation.eps
+                if operation.film is None:
+                    op.a = address(operation.gamma, np.float32)
+                    op.b = address(operation.beta, np.float32)
+                else:
+                    op.film = self._films[operation.out]
+            case ChannelNorm():
+                op.kind, op.x = Kind.CHANNEL_NORM, tensor(operation.x)
+                op.y, op.eps = tensor(operation.residual), operation.eps
+                op.a = address(operation.gain, np.float32)
+            case Attention() | LinearAttention():
+                linear = isinstance(operation, LinearAttention)
+                op.kind = Kind.LINEAR_ATTENTION if linear else Kind.ATTENTION
+                op.x = tensor(operation.qkv)
+                op.heads, op.dim_head = operation.heads, operation.dim_head
+            case SpaceToDepth():
+                op.kind, op.x = Kind.SPACE_TO_DEPTH, tensor(operation.x)
+            case Upsample2x():
+                op.kind, op.x = Kind.UPSAMPLE, tensor(operation.x)
+            case Add():
+                op.kind, op.x, op.y = Kind.ADD, tensor(operation.a), tensor(operation.b)
+            case Concat():
+                self._concat(operation)
+                return
+        self._add(operation.out, op)
+
+    def _conv(self, op: Op, operation: Conv, step: Step) -> None:
+        panels = self._plan.panels(step)
+        op.kind = Kind.CONV
+        op.x, op.y = self._tensor(operation.x), self._tensor(operation.residual)
+        op.group, op.panels = step.group, len(panels.rows)
+        op.a = self._address(operation.bias, np.float32)
+        op.panel_ptr = self._address(panels.ptr, np.int64)
+        op.offset = self._address(self._plan.offsets(step, panels), np.int32)
+        op.value = self._address(panels.values, np.float32)
+        op.slot = self._address(panels.rows, np.int32)
+
+    def _concat(self, operation: Concat) -> None:
+        """Copies of the inputs that could not be made in place."""
+        copied = concat_copies(operation, self._plan.arena)
+        channel = 0
+        for name, needed in zip((operation.a, operation.b), copied, strict=True):
+            part = self._tensor(operation.out)
+            part.offset += channel * part.channel_stride
+            part.channels = self._plan.program.shapes[name][0]
+            channel += part.channels
+            if needed:
+                self._add(operation.out, Op(kind=Kind.COPY, x=self._tensor(name), out=part))
