@@ -34,6 +34,7 @@ VERSION = 1
 SECTIONS = ("format", "version", "architecture", "diffusion", "image", "provenance", "tensors")
 IMAGE_RANGE = [-1.0, 1.0]
 MAX_TEXT = 10_000
+MAX_SETTING = 100
 MAX_METRICS = 10_000
 MAX_LIST = 64
 
@@ -56,6 +57,8 @@ def to_content(ticket: Ticket) -> Content:
             "stored": arrays["values"].dtype.name,
             **arrays,
         }
+    provenance = dataclasses.asdict(ticket.provenance)
+    _provenance(provenance)  # so that whatever is written can be read
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -66,7 +69,7 @@ def to_content(ticket: Ticket) -> Content:
             "channels": ticket.architecture.channels,
             "range": list(IMAGE_RANGE),
         },
-        "provenance": dataclasses.asdict(ticket.provenance),
+        "provenance": provenance,
         "tensors": tensors,
     }
 
@@ -104,13 +107,13 @@ def from_content(content: object) -> Ticket:
 def shown(value: object) -> str:
     """A short description of any value, however large or deep it is."""
     if isinstance(value, np.ndarray):
-        return f"a {value.dtype} tensor {list(value.shape)}"
+        return f"a tensor of {value.dtype} {list(value.shape)}"
     if isinstance(value, (list, dict)):
         return f"a {'list' if isinstance(value, list) else 'table'} of {len(value)}"
     if value is None or isinstance(value, (bool, int, float)):
         return repr(value)[:60]
     if isinstance(value, str):
-        return repr(value[:60])
+        return repr(value[:60]) + (f" and {len(value) - 60} more" if len(value) > 60 else "")
     return f"a {type(value).__name__}"
 
 
@@ -126,18 +129,28 @@ def _is_text(value: object, *choices: str) -> bool:
     return type(value) is str and value in choices
 
 
+def _is_short_text(value: object, limit: int) -> bool:
+    """Whether both file formats can hold ``value`` (not so half of a surrogate pair)."""
+    return (
+        isinstance(value, str)
+        and len(value) <= limit
+        and value == value.encode("utf-8", "replace").decode("utf-8")
+    )
+
+
 def _check_fields(section: str, table: Table, config: type, compound: str, *also: str) -> None:
     """Check the names, and that all values but ``compound`` are numbers or short texts.
 
     What the values may be is for ``config`` to say; this keeps its messages short.
     """
     fields = dataclasses.fields(config)
+    limit = MAX_TEXT if config is Provenance else MAX_SETTING
     check_names(section, table, dict.fromkeys((*also, *(field.name for field in fields))))
     for name, value in table.items():
-        scalar = isinstance(value, (bool, int, float, str))
-        if name != compound and not (scalar and len(str(value)) <= MAX_TEXT):
-            found = f"{len(value)} characters" if isinstance(value, str) else shown(value)
-            raise TicketError(expected(f"{section}.{name}", "a number or a short text", found))
+        scalar = isinstance(value, (bool, int, float)) or _is_short_text(value, limit)
+        if name != compound and not scalar:
+            wanted = f"a number or at most {limit} characters"
+            raise TicketError(expected(f"{section}.{name}", wanted, shown(value)))
 
 
 def _architecture(table: Table) -> UNetConfig:
@@ -153,18 +166,16 @@ def _architecture(table: Table) -> UNetConfig:
 
 def _check_image(table: Table, architecture: UNetConfig) -> None:
     check_names("image", table, dict.fromkeys(("size", "channels", "range")))
-    for name, wanted in (
-        ("size", architecture.image_size),
-        ("channels", architecture.channels),
-    ):
+    sizes = {"size": architecture.image_size, "channels": architecture.channels}
+    for name, wanted in sizes.items():
         if type(table[name]) is not int or table[name] != wanted:
             found = shown(table[name])
             raise TicketError(expected(f"image.{name}", f"{wanted}, as the architecture", found))
     limits = table["range"]
-    good = type(limits) is list and len(limits) == 2 and all(type(x) is float for x in limits)
-    if not good or limits != IMAGE_RANGE:
-        found = str([shown(x) for x in limits]) if type(limits) is list and len(limits) == 2 else ""
-        raise TicketError(expected("image.range", IMAGE_RANGE, found or shown(limits)))
+    pair = limits if type(limits) is list and len(limits) == 2 else []
+    if any(type(limit) is not float for limit in pair) or pair != IMAGE_RANGE:
+        found = " to ".join(map(shown, pair)) or shown(limits)
+        raise TicketError(expected("image.range", "-1.0 to 1.0", found))
 
 
 def _provenance(table: Table) -> Provenance:
@@ -174,7 +185,7 @@ def _provenance(table: Table) -> Provenance:
         wanted = f"a table of at most {MAX_METRICS} floats"
         raise TicketError(expected("provenance.metrics", wanted, shown(metrics)))
     for name, value in metrics.items():
-        if type(value) is not float or len(name) > MAX_TEXT:
+        if type(value) is not float or not _is_short_text(name, MAX_TEXT):
             what = f"provenance.metrics {shown(name)}"
             raise TicketError(expected(what, "a float with a short name", shown(value)))
     return Provenance(**table)

@@ -55,8 +55,6 @@ def save_ticket(ticket: Ticket, path: str | os.PathLike[str]) -> None:
         data = writer(to_content(ticket))
     except TicketError as error:
         raise TicketError(f"{path}: {error}") from error
-    except UnicodeEncodeError as error:
-        raise TicketError(expected(f"{path}", "text that UTF-8 can hold", f"{error}")) from error
     try:
         _replace(path, data)
     except OSError as error:
@@ -80,21 +78,16 @@ def _parse(data: memoryview) -> object:
 
 
 def _read(path: str | os.PathLike[str]) -> bytes:
-    wanted = "a ticket file that can be read"
     try:
         status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            found = "a directory" if stat.S_ISDIR(status.st_mode) else "a device or a pipe"
-            raise TicketError(expected("file", wanted, found))
-        if status.st_size > MAX_BYTES:
-            found = f"{status.st_size} bytes"
-            raise TicketError(expected("file", f"at most {MAX_BYTES} bytes", found))
-        return Path(path).read_bytes()
-    except (OSError, ValueError) as error:
-        if isinstance(error, TicketError):
-            raise
-        reason = getattr(error, "strerror", None) or str(error)
-        raise TicketError(expected("file", wanted, reason)) from error
+        if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_BYTES:
+            return Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        found = getattr(error, "strerror", None) or str(error)
+    else:
+        kind = "a directory" if stat.S_ISDIR(status.st_mode) else "a device or a pipe"
+        found = f"{status.st_size} bytes" if stat.S_ISREG(status.st_mode) else kind
+    raise TicketError(expected("file", f"a readable file of at most {MAX_BYTES} bytes", found))
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -64,8 +64,8 @@ class _Storage:
     elements: NDArray[Any]
 
 
-class _Shared:
-    """Stands in the memo for a value that must not be used twice."""
+_SHARED = object()
+"""Stands in the memo for a value that must not be used twice."""
 
 
 def read_plain_pickle(data: bytes, storages: Mapping[str, memoryview]) -> object:
@@ -183,13 +183,13 @@ class _Reader:
         value = self.pop()
         self.push(value)
         reusable = isinstance(value, (str, _Global))
-        self.memo[self.number(layout)] = value if reusable else _Shared
+        self.memo[self.number(layout)] = value if reusable else _SHARED
 
     def memo_get(self, layout: str) -> None:
         index = self.number(layout)
         if index not in self.memo:
             self.refuse(f"a memo entry {index}", "none")
-        if self.memo[index] is _Shared:
+        if self.memo[index] is _SHARED:
             self.refuse("a tree in which nothing but strings is shared", "a shared or endless one")
         self.push(self.memo[index])
 
@@ -277,8 +277,8 @@ class _Reader:
                 f"{what} with {count} of its {len(storage.elements)} elements",
                 f"an offset of {offset!r:.40}",
             )
-        elements = storage.elements[offset : offset + count]
-        return elements.reshape(shape)
+        elements: NDArray[Any] = storage.elements[offset : offset + count].reshape(shape)
+        return elements
 
 
 _ACTIONS: dict[bytes, Callable[[_Reader], None]] = {

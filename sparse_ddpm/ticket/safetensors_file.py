@@ -61,9 +61,11 @@ def read_safetensors_file(data: memoryview) -> object:
         raise TicketError(expected("safetensors file", wanted, size))
     header = _json("safetensors header", bytes(data[_LENGTH : _LENGTH + size]))
     metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or list(metadata) != [FORMAT]:
-        found = str([shown(key) for key in metadata][:5]) if isinstance(metadata, dict) else ""
-        raise TicketError(expected("metadata", f"one entry {FORMAT!r}", found or shown(metadata)))
+    if not isinstance(metadata, dict):
+        raise TicketError(expected("metadata", "a table", shown(metadata)))
+    if list(metadata) != [FORMAT]:
+        found = ", ".join(shown(key) for key in [*metadata][:3]) or "none"
+        raise TicketError(expected("metadata", f"one entry {FORMAT!r}", found))
     if not isinstance(metadata[FORMAT], str):
         raise TicketError(expected("metadata", "JSON in a string", shown(metadata[FORMAT])))
     content = _json("metadata", metadata[FORMAT].encode("utf-8", "replace"))
@@ -134,7 +136,7 @@ def _json(what: str, raw: bytes) -> dict[str, Any]:
     try:
         value = json.loads(raw, parse_constant=constant, object_pairs_hook=table)
     except (ValueError, RecursionError) as error:
-        raise TicketError(expected(what, "plain JSON", f"{error}"[:80])) from error
+        raise TicketError(expected(what, "plain JSON", f"an error: {error}"[:120])) from error
     if not isinstance(value, dict):
         raise TicketError(expected(what, "a JSON table", shown(value)))
     return value

@@ -74,7 +74,8 @@ def read_stored_zip(data: memoryview) -> dict[str, memoryview]:
     """
     tail = bytes(data[max(0, len(data) - _END.size) :])
     if len(tail) < _END.size or tail[:4] != b"PK\x05\x06":
-        raise TicketError(expected("zip archive", "its directory at the end", "a file cut off"))
+        found = "other bytes: was the file cut off?"
+        raise TicketError(expected("zip archive", "its directory at the end", found))
     _, disk, first_disk, here, count, size, start, _ = _END.unpack(tail)
     if disk or first_disk or here != count or start + size > len(data) - _END.size:
         raise TicketError(expected("zip archive", "one whole directory", "one that does not fit"))

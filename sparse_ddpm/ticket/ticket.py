@@ -15,7 +15,7 @@ from sparse_ddpm.errors import TicketError, expected
 from sparse_ddpm.ticket.config import DiffusionConfig, Provenance, UNetConfig
 from sparse_ddpm.ticket.parameters import Parameter, unet_parameters
 
-MAX_PARAMETERS = 2**30
+MAX_PARAMETERS = 2**29
 """More than any U-Net we know, little enough that a damaged file cannot ask for terabytes."""
 
 
@@ -125,14 +125,13 @@ def check_names(what: str, got: Mapping[str, Any], wanted: Mapping[str, Any]) ->
     missing = [name for name in wanted if name not in got]
     extra = [name for name in got if name not in wanted]
     if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        found = f", but {extra[0]!r:.80} instead" if extra else ""
-        raise TicketError(expected(what, repr(missing[0]), f"none{more} missing{found}"))
+        more = f" and {len(missing) - 1} more that lack" if len(missing) > 1 else ""
+        found = f"{extra[0]!r:.80} instead" if extra else "none"
+        raise TicketError(expected(what, f"an entry {missing[0]!r}{more}", found))
     if extra:
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
-        raise TicketError(
-            expected(what, f"{len(wanted)} known names", f"also {extra[0]!r:.80}{more}")
-        )
+        found = f"also {extra[0]!r:.80}{more}"
+        raise TicketError(expected(what, f"{len(wanted)} known entries", found))
 
 
 def _checked(
