@@ -26,9 +26,7 @@ class Sampler:
     or use it as a context manager, to end the engine's threads early.
     """
 
-    def __init__(
-        self, ticket: Ticket, *, device: str = "auto", threads: int | None = None
-    ) -> None:
+    def __init__(self, ticket: Ticket, *, device: str = "auto", threads: int | None = None) -> None:
         self.ticket = ticket
         self.program = lower(ticket)
         self._device = device

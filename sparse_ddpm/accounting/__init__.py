@@ -1,11 +1,14 @@
-"""Accounts: what a Program costs, as pure functions. They compute nothing of the images."""
+"""Accounts: what a Program and its Plan cost, as pure functions. They run nothing."""
 
+from sparse_ddpm.accounting.account import OperationAccount, account
 from sparse_ddpm.accounting.flops import OperationFlops, operation_flops, program_flops
 from sparse_ddpm.accounting.memory import OperationBytes, operation_bytes
 
 __all__ = [
+    "OperationAccount",
     "OperationBytes",
     "OperationFlops",
+    "account",
     "operation_bytes",
     "operation_flops",
     "program_flops",

@@ -37,7 +37,10 @@ def natural(text: str) -> int:
 def add_ticket(parser: argparse.ArgumentParser, *, synthetic: bool = True) -> None:
     """``TICKET`` and, where it makes sense, ``--synthetic``."""
     parser.add_argument(
-        "ticket", nargs="?", metavar="TICKET", help="a .pt or .safetensors ticket (default: shipped)"
+        "ticket",
+        nargs="?",
+        metavar="TICKET",
+        help="a .pt or .safetensors ticket (default: shipped)",
     )
     if synthetic:
         parser.add_argument(
@@ -89,7 +92,9 @@ def synthetic(text: str) -> Ticket:
     except ValueError:
         sparsity = -1.0
     if model not in PRESETS or not 0.0 <= sparsity < 1.0:
-        wanted = f"MODEL:SPARSITY:PATTERN with MODEL one of {', '.join(PRESETS)}, SPARSITY in [0, 1)"
+        wanted = (
+            f"MODEL:SPARSITY:PATTERN with MODEL one of {', '.join(PRESETS)}, SPARSITY in [0, 1)"
+        )
         raise ConfigError(expected("--synthetic", wanted, repr(text)))
     return synthetic_ticket(PRESETS[model], sparsity, pattern or "element")
 

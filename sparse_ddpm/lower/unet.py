@@ -26,9 +26,7 @@ from sparse_ddpm.ticket import Pattern, Ticket
 STANDARDIZATION_EPS = 1e-5
 
 
-def standardize(
-    weight: NDArray[np.float32], mask: NDArray[np.bool_] | None
-) -> NDArray[np.float32]:
+def standardize(weight: NDArray[np.float32], mask: NDArray[np.bool_] | None) -> NDArray[np.float32]:
     """Each row to mean 0 and biased variance 1 over its surviving weights; zeros stay zeros.
 
     ``weight``: ``[Cout, ...]``, with exact zeros outside ``mask`` (None: all survive). Weight
