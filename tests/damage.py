@@ -5,14 +5,12 @@
 
 from __future__ import annotations
 
-from tests import (  # noqa: F401  (each registers its kinds of damage)
-    damage_archive,
-    damage_content,
-    damage_files,
-    damage_pickle,
-    damage_safetensors,
-    damage_torch,
-)
-from tests.damage_base import DAMAGES, SAYS
+import damage_archive  # noqa: F401  (registers its kinds of damage)
+import damage_content  # noqa: F401  (registers its kinds of damage)
+import damage_files  # noqa: F401  (registers its kinds of damage)
+import damage_pickle  # noqa: F401  (registers its kinds of damage)
+import damage_safetensors  # noqa: F401  (registers its kinds of damage)
+import damage_torch  # noqa: F401  (registers its kinds of damage)
+from damage_base import DAMAGES, SAYS
 
 __all__ = ["DAMAGES", "SAYS"]

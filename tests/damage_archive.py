@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import zipfile
 
-from sparse_ddpm.ticket.stored_zip import read_stored_zip, write_stored_zip
-from tests.damage_base import (
+from damage_base import (
     damage_bytes,
     replaced,
     sound_file,
     sound_pickle,
 )
+
+from sparse_ddpm.ticket.stored_zip import read_stored_zip, write_stored_zip
 
 damage_bytes("big-endian", "byteorder", lambda: replaced("archive/byteorder", b"big"))
 damage_bytes("no byteorder", "byteorder", lambda: replaced("archive/byteorder", None))

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-
-from tests.damage_base import (
+from damage_base import (
     BIAS,
     BITS,
     DENSE,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tests.damage_base import (
+from damage_base import (
     damage,
     damage_bytes,
     sound_file,

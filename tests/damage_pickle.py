@@ -6,14 +6,15 @@ import os
 import pickle
 from typing import Any
 
-from sparse_ddpm.ticket.content import FORMAT
-from tests.damage_base import (
+from damage_base import (
     damage_bytes,
     damage_opcodes,
     replaced,
     sound_pickle,
     with_pickle,
 )
+
+from sparse_ddpm.ticket.content import FORMAT
 
 
 class _Calls:

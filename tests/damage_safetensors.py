@@ -6,13 +6,14 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from sparse_ddpm.ticket.content import FORMAT
-from tests.damage_base import (
+from damage_base import (
     BIAS,
     Content,
     damage_bytes,
     sound_safetensors,
 )
+
+from sparse_ddpm.ticket.content import FORMAT
 
 
 def _header(name: str, says: str, edit: Callable[[dict[str, Any]], object]) -> None:

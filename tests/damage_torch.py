@@ -7,10 +7,11 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from sparse_ddpm.ticket.content import FORMAT
-from tests.damage_base import (
+from damage_base import (
     damage_bytes,
 )
+
+from sparse_ddpm.ticket.content import FORMAT
 
 
 def _saved_by_torch(name: str, says: str, make: Callable[[Any], object], **options: bool) -> None:

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import pytest
+from damage_base import TINY
 
 from sparse_ddpm.errors import ConfigError
 from sparse_ddpm.ticket import (
@@ -17,7 +18,6 @@ from sparse_ddpm.ticket import (
     UNetConfig,
     unet_parameters,
 )
-from tests.damage_base import TINY
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from sparse_ddpm.errors import TicketError
-from sparse_ddpm.ticket import load_ticket
 from damage import DAMAGES, SAYS
 from damage_base import replaced, sound_file, sound_pickle, sound_safetensors, sound_ticket
 from damage_pickle import PWNED
+
+from sparse_ddpm.errors import TicketError
+from sparse_ddpm.ticket import load_ticket
 
 
 @pytest.mark.parametrize("name", DAMAGES)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from damage_base import BITS, DENSE, GAPS, TINY, sound_ticket
 from safetensors import safe_open
 
 from sparse_ddpm.errors import TicketError
@@ -28,7 +29,6 @@ from sparse_ddpm.ticket import (
     synthetic_ticket,
 )
 from sparse_ddpm.ticket.content import FORMAT, to_content
-from tests.damage_base import BITS, DENSE, GAPS, TINY, sound_ticket
 
 SUFFIXES = [".pt", ".safetensors"]
 

@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 import pytest
+from damage_base import TINY
 
 from sparse_ddpm.errors import ConfigError
 from sparse_ddpm.ticket import PRESETS, DiffusionConfig, Pattern, UNetConfig, synthetic_ticket
-from tests.damage_base import TINY
 
 EVEN = UNetConfig(dim=16, dim_mults=(1, 2), channels=1, image_size=8, heads=2, dim_head=8)
 

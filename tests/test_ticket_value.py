@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from damage_base import BIAS, DENSE, GAPS, TINY, sound_ticket
 
 from sparse_ddpm.errors import TicketError
 from sparse_ddpm.ticket import Ticket, UNetConfig, synthetic_ticket
 from sparse_ddpm.ticket.ticket import MAX_PARAMETERS
-from tests.damage_base import BIAS, DENSE, GAPS, TINY, sound_ticket
 
 
 def _changed(name: str, weight: Any = None, mask: Any = None) -> Ticket:
