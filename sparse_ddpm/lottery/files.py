@@ -30,6 +30,13 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         raise SparseDDPMError(expected(str(path), "a writable place", str(error))) from error
 
 
+def sweep(folder: Path) -> None:
+    """Remove temporary files of ours that a killed process left in ``folder``."""
+    for pattern in (".partial-*", ".ticket.*.tmp"):
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

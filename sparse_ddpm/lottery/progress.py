@@ -28,7 +28,8 @@ class Bar:
 
     def skip(self, steps: int) -> None:
         """``steps`` steps were done before: they count as done and not as speed."""
-        self._bar.initial += steps
+        if not self._bar.disable:
+            self._bar.initial += steps
         self._bar.update(steps)
 
     def __enter__(self) -> Bar:

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from sparse_ddpm.errors import ConfigError, expected
 from sparse_ddpm.lottery import pruning, randomness
 from sparse_ddpm.lottery.evaluation import draw, held_out_loss, save_grid, split
-from sparse_ddpm.lottery.files import read_json, write_atomically, write_json, write_text
+from sparse_ddpm.lottery.files import read_json, sweep, write_json, write_text
 from sparse_ddpm.lottery.progress import Bar
 from sparse_ddpm.lottery.pruning import Masks
 from sparse_ddpm.lottery.settings import Settings
@@ -104,6 +104,8 @@ class Run:
     def execute(self, *, quiet: bool = False) -> list[dict[str, Any]]:
         """Do what is not done yet; return the metrics of all rounds and controls."""
         settings = self.settings
+        for folder in (self.out, *self._units()):
+            sweep(folder)
         total = sum(settings.steps_of(r) for r in range(settings.rounds + 1))
         total += len(self.controls) * settings.steps_of(settings.rounds)
         with Bar(total, quiet=quiet) as bar:
@@ -234,7 +236,7 @@ class Run:
         model = masked_model(settings, trained.average, masks)
         held = held_out_loss(settings, self.diffusion, model, self.held_out)
         ticket = self._ticket(trained, masks, round_, held, control)
-        write_atomically(folder / "ticket.pt", lambda path: save_ticket(ticket, path))
+        save_ticket(ticket, folder / "ticket.pt")
         save_grid(draw(settings, model), folder / "samples.png")
         content = {
             "weights": trained.weights,
@@ -290,4 +292,4 @@ class Run:
         if self.settings.store == "float16":
             ticket = ticket.rounded_to_float16()
         for name in names:
-            write_atomically(self.out / name, lambda path: save_ticket(ticket, path))
+            save_ticket(ticket, self.out / name)
