@@ -29,6 +29,7 @@ OPERATION_TOLERANCE = 1e-5
 IMAGE_TOLERANCE = 1e-3
 """Largest difference of an image in [-1, 1] after all steps."""
 BATCH = 2
+"""Images that go through the operations together; whole images are drawn one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,41 +77,45 @@ def verify(
     table = make_table(ticket.diffusion, sampler="ddim", steps=steps)
     with Sampler(ticket, device=device, threads=threads) as sampler:
         program = sampler.program
+        wanted_values = torch_values(ticket) if oracle == "torch" else reference_values(program)
         engine = sampler.engine(BATCH)
         engine.set_schedule(table.timesteps)
-        expected_values = torch_values(ticket) if oracle == "torch" else reference_values(program)
         worst: dict[str, float] = {}
         output_error = 0.0
-        for row in sorted({0, len(table.timesteps) // 2, len(table.timesteps) - 1}):
-            progress(f"operations at step {row}")
+        for row in sorted({0, steps // 2, steps - 1}):
+            progress(f"operations at step {row + 1} of {steps}")
             x = normal(seed, np.arange(BATCH), row, program.input_shape)
             got = engine.trace(x, row)
-            wanted = expected_values(x, float(table.timesteps[row]))
+            wanted = wanted_values(x, float(table.timesteps[row]))
             for name in program.shapes:
                 if name in wanted and name != program.input:
                     error = relative_error(got[name], wanted[name])
                     worst[name] = max(worst.get(name, 0.0), error)
-            ran = engine.run(x, row)
-            output_error = max(output_error, relative_error(ran, wanted[program.output]))
-        unmatched = tuple(n for n in program.shapes if n not in worst and n != program.input)
-        progress("images")
-
-        def loop(denoise: Callable[[NDArray[np.float32], int], NDArray[np.float32]]) -> Any:
-            return sample_loop(
-                denoise,
-                table,
-                seed=seed,
-                image_indices=np.arange(BATCH),
-                shape=program.input_shape,
+            output_error = max(
+                output_error, relative_error(engine.run(x, row), wanted[program.output])
             )
+        engine = sampler.engine(1)
+        engine.set_schedule(table.timesteps)
 
-        def oracle_denoise(x: NDArray[np.float32], step: int) -> NDArray[np.float32]:
-            values = expected_values(x, float(table.timesteps[step]))
+        def oracle_run(x: NDArray[np.float32], row: int) -> NDArray[np.float32]:
+            progress(f"an image, step {row + 1} of {steps}")
+            values = wanted_values(x, float(table.timesteps[row]))
             return values[program.output].astype(np.float32)
 
-        image_error = float(np.abs(loop(engine.run) - loop(oracle_denoise)).max())
+        images = [
+            sample_loop(
+                run, table, seed=seed, image_indices=np.array([0]), shape=program.input_shape
+            )
+            for run in (engine.run, oracle_run)
+        ]
         return Verification(
-            oracle, engine.description, steps, worst, unmatched, output_error, image_error
+            oracle=oracle,
+            engine=engine.description,
+            steps=steps,
+            operations=worst,
+            unmatched=tuple(n for n in program.shapes if n not in worst and n != program.input),
+            output_error=output_error,
+            image_error=float(np.abs(images[0] - images[1]).max()),
         )
 
 
@@ -124,10 +129,10 @@ def relative_error(got: NDArray[Any], wanted: NDArray[Any]) -> float:
 
 
 def reference_values(program: Program) -> Callable[[NDArray[Any], float], Values]:
-    """A function from images ``[BATCH, C, H, W]`` and t to every value, by the numpy engine."""
-    reference = ReferenceEngine(program, batch=BATCH)
+    """A function from images ``[N, C, H, W]`` and t to every value, by the numpy engine."""
 
     def values(x: NDArray[Any], t: float) -> Values:
+        reference = ReferenceEngine(program, batch=len(x))
         reference.set_schedule(np.array([t]))
         return {**reference.values(x, 0)}
 

@@ -36,7 +36,8 @@ def run(args: argparse.Namespace) -> int:
     ticket, name = common.open_ticket(args)
 
     def progress(text: str) -> None:
-        print(f"verify: {text}", file=sys.stderr)
+        if sys.stderr.isatty():
+            print(f"\r\x1b[Kverify: {text}", end="", file=sys.stderr, flush=True)
 
     found = verify(
         ticket,
@@ -47,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
         oracle=args.oracle,
         progress=progress,
     )
+    progress("done\n")
     worst_name, worst = found.worst
     if args.json:
         common.print_json(

@@ -123,7 +123,7 @@ def _norm_act(x: Array, operation: NormAct, film: Array) -> Array:
         y = y * (_per_channel(scale) + 1.0) + _per_channel(shift)
     # exp of a large positive argument overflows to inf, and y / inf is the right limit
     with np.errstate(over="ignore"):
-        return y / (1.0 + np.exp(-y)) if operation.silu else y
+        return np.asarray(y / (1.0 + np.exp(-y)) if operation.silu else y)
 
 
 def _heads(qkv: Array, operation: Attention | LinearAttention) -> tuple[Array, Array, Array]:
@@ -139,4 +139,4 @@ def _merge(heads: Array, qkv: Array) -> Array:
 
 def _softmax(x: Array, axis: int) -> Array:
     powers = np.exp(x - x.max(axis=axis, keepdims=True))
-    return powers / powers.sum(axis=axis, keepdims=True)
+    return np.asarray(powers / powers.sum(axis=axis, keepdims=True))

@@ -34,7 +34,7 @@ class Dense:
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.values.shape  # type: ignore[return-value]
+        return self.values.shape
 
     @property
     def nnz(self) -> int:

@@ -38,7 +38,8 @@ def standardize(weight: NDArray[np.float32], mask: NDArray[np.bool_] | None) -> 
     centred = (rows - rows.sum(axis=1, keepdims=True) / count) * keep
     variance = np.square(centred).sum(axis=1, keepdims=True) / count
     scaled = centred / np.sqrt(variance + STANDARDIZATION_EPS)
-    return scaled.astype(np.float32).reshape(weight.shape)
+    standardized: NDArray[np.float32] = scaled.astype(np.float32).reshape(weight.shape)
+    return standardized
 
 
 def lower_unet(ticket: Ticket) -> Program:

@@ -141,7 +141,8 @@ class LinearMix(nn.Module):
         q = q.softmax(dim=-2) * self.dim_head**-0.5
         k = k.softmax(dim=-1)
         context = k @ (v / (height * width)).transpose(-1, -2)
-        return (context.transpose(-1, -2) @ q).reshape(n, -1, height, width)
+        mixed: Tensor = context.transpose(-1, -2) @ q
+        return mixed.reshape(n, -1, height, width)
 
 
 class SoftmaxMix(nn.Module):
@@ -316,8 +317,7 @@ class UNet(nn.Module):
                     expected(f"mask of {name}", tuple(weight.shape), tuple(mask.shape))
                 )
         for name, module in modules.items():
-            mask = masks.get(name)
-            module.mask = None if mask is None else mask.to(module.weight)
+            module.mask = masks[name].to(module.weight) if name in masks else None
 
     def effective_weights(self) -> dict[str, Tensor]:
         """Masked and standardised weights by parameter name, detached."""

@@ -54,7 +54,7 @@ class TimeEmbedding:
         angles = t * frequencies[None, :]
         hidden = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
         hidden = hidden @ self.weight1.astype(np.float64).T + self.bias1
-        hidden = 0.5 * hidden * (1.0 + _erf(hidden / math.sqrt(2.0)).astype(np.float64))
+        hidden = 0.5 * hidden * (1.0 + np.asarray(_erf(hidden / math.sqrt(2.0)), np.float64))
         hidden = hidden @ self.weight2.astype(np.float64).T + self.bias2
         hidden = hidden / (1.0 + np.exp(-hidden))
         return hidden @ self.film.to_dense().astype(np.float64).T + self.film_bias
