@@ -15,8 +15,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is needed by diffusers")
 diffusers = pytest.importorskip("diffusers", reason="diffusers' schedulers are the peers here")
 
-from sparse_ddpm.sampling import SPACINGS, alphas_cumprod, betas, make_table  # noqa: E402
-from sparse_ddpm.ticket.config import OBJECTIVES, SCHEDULES, DiffusionConfig  # noqa: E402
+from sparse_ddpm.sampling import SPACINGS, alphas_cumprod, betas, make_table
+from sparse_ddpm.ticket.config import OBJECTIVES, SCHEDULES, DiffusionConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning:diffusers")
 
