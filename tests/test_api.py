@@ -50,6 +50,24 @@ def test_batches_and_threads_change_nothing(ticket: Ticket, name: str, threads: 
         np.testing.assert_allclose(fewer, wanted[:5], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "dpm++"])
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_instruction_sets_change_nothing(
+    ticket: Ticket, name: str, isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sparse_ddpm_kernels import available_isas
+
+    if isa not in available_isas():
+        pytest.skip(f"this machine has no {isa}")
+    with Sampler(ticket, threads=1) as widest:
+        wanted = widest.sample_float(7, steps=6, sampler=name, seed=4)
+    monkeypatch.setenv("SPARSE_DDPM_ISA", isa)
+    with Sampler(ticket, threads=2) as forced:
+        got = forced.sample_float(7, steps=6, sampler=name, seed=4)
+        assert forced.engine(7).description == f"cpu {isa}, 2 threads"
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5)
+
+
 def test_engines_agree(ticket: Ticket) -> None:
     with Sampler(ticket, device="cpu") as fast, Sampler(ticket, device="numpy") as slow:
         got = fast.sample_float(2, steps=10, seed=1)

@@ -47,7 +47,7 @@ class TimeEmbedding:
         return len(self.film_bias)
 
     def table(self, timesteps: NDArray[np.generic]) -> NDArray[np.float64]:
-        """A row of scales and shifts for each of ``timesteps`` ``[S]``, float64 ``[S, columns]``."""
+        """Scales and shifts, a row for each of ``timesteps`` ``[S]``: float64 ``[S, columns]``."""
         t = np.asarray(timesteps, dtype=np.float64)[:, None]
         half = self.dim // 2
         frequencies = np.exp(np.arange(half) * (-math.log(10_000.0) / max(half - 1, 1)))
