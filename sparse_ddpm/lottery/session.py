@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,6 @@ def train(
             if "data" not in chosen:
                 raise ConfigError(expected("data", "SPEC for a new run", "none"))
             settings = resolve(Settings(**chosen))
-        torch.set_num_threads(settings.threads or 1)
         architecture = settings.architecture
         images = load_images(
             settings.data,
@@ -57,17 +57,29 @@ def train(
             channels=architecture.channels,
             download=download,
         )
-        run = Run(
-            settings,
-            out,
-            images.images,
-            images.name,
-            controls=controls,
-            steps_per_checkpoint=steps_per_checkpoint,
-        )
-        if not config.exists():
-            write_json(config, {"version": VERSION, "settings": settings.to_json()})
-        return run.execute(quiet=quiet)
+        with _threads(settings.threads):
+            run = Run(
+                settings,
+                out,
+                images.images,
+                images.name,
+                controls=controls,
+                steps_per_checkpoint=steps_per_checkpoint,
+            )
+            if not config.exists():
+                write_json(config, {"version": VERSION, "settings": settings.to_json()})
+            return run.execute(quiet=quiet)
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Let torch use ``count`` threads meanwhile; sums, and so bits, depend on how many."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if count is None else count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _continued(config: Path, chosen: Mapping[str, Any]) -> Settings:
