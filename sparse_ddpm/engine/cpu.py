@@ -42,7 +42,8 @@ class CpuEngine(Engine):
     """Runs a Program with the C++ kernels, float32 throughout.
 
     ``threads``: default all cores this process may use, the caller's own included.
-    ``keep_all``: give every value memory of its own. ``profile``: see `timings`.
+    ``keep_all``: give every value memory of its own. ``group``: the G of every convolution's
+    panels (default: the plan chooses). ``profile``: see `timings`.
     Environment: ``SPARSE_DDPM_ISA`` forces an instruction set, ``SPARSE_DDPM_POISON=1`` fills the
     memory of activations with NaN before every run (for tests).
     Raises `EngineError` on unusable arguments or when the native library is missing.
@@ -56,6 +57,7 @@ class CpuEngine(Engine):
         dtype: str = "float32",
         *,
         keep_all: bool = False,
+        group: int | None = None,
         profile: bool = False,
     ) -> None:
         threads = default_threads() if threads is None else threads
@@ -66,7 +68,8 @@ class CpuEngine(Engine):
         self.program = program
         self.batch = check_batch(batch)
         self.threads = threads
-        self.plan = make_plan(program, self.batch, keep_all=keep_all)
+        self._group = group
+        self.plan = make_plan(program, self.batch, keep_all=keep_all, group=group)
         self._tracer: CpuEngine | None = self if keep_all else None
         self._timesteps: NDArray[np.float64] | None = None
         self._films = _film_columns(program)
@@ -121,7 +124,9 @@ class CpuEngine(Engine):
     def trace(self, x: Images, step: int) -> dict[str, Images]:
         """As `run`, but every value by name; the first call plans a second engine."""
         if self._tracer is None:
-            self._tracer = CpuEngine(self.program, self.batch, self.threads, keep_all=True)
+            self._tracer = CpuEngine(
+                self.program, self.batch, self.threads, keep_all=True, group=self._group
+            )
         tracer = self._tracer
         if tracer is not self and self._timesteps is not None:
             tracer._table, tracer._timesteps = self._table, self._timesteps

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from sparse_ddpm.formats import Matrix
 
-ENTRY_COST: Mapping[int, float] = MappingProxyType({1: 1.9, 2: 2.6, 4: 4.4, 8: 8.3, 16: 17.0})
+ENTRY_COST: Mapping[int, float] = MappingProxyType({1: 2.1, 2: 2.3, 4: 4.3, 8: 8.4, 16: 16.9})
 """Time of one panel entry over one vector of pixels by G, in multiply-adds of a vector.
 
-G = 1 waits for the cache (each loaded pixel is used once); larger panels approach one multiply-add
-each. Measured on one core with AVX-512.
+G = 1 waits for the cache, as each loaded pixel is used once, and G = 2 hides one more multiply-add
+in the same wait; larger panels run at one multiply-add each. Measured on one core with AVX-512:
+52 to 65, 93 to 108, 108 to 129, 98 to 115 and 97 to 116 GFLOP/s.
 """
 
 PANEL_COST = 4.0
@@ -78,21 +79,26 @@ def make_panels(weight: Matrix, group: int) -> Panels:
     )
 
 
-def choose_group(weight: Matrix) -> GroupChoice:
-    """The G of least estimated time: shared columns save loads, filled-in zeros cost arithmetic."""
+def choose_group(weight: Matrix, forced: int | None = None) -> GroupChoice:
+    """The G of least estimated time: shared columns save loads, filled-in zeros cost arithmetic.
+
+    ``forced``: a G of `ENTRY_COST` to use whatever its time.
+    """
     stored = weight.stored()
     rows, columns = stored.shape
     density = weight.nnz / max(rows * columns, 1)
     entries: dict[int, int] = {}
     costs: dict[int, float] = {}
     for group, cost in ENTRY_COST.items():
-        if group > 1 and group > rows:
+        if group > max(rows, 1) and group != forced:
             continue
         union = _union(stored, group)
         entries[group] = int(np.count_nonzero(union))
         costs[group] = entries[group] * cost + len(union) * group * PANEL_COST
-    group = min(costs, key=lambda g: costs[g])
-    if group == 1:
+    group = min(costs, key=lambda g: costs[g]) if forced is None else forced
+    if forced is not None:
+        why = "G was asked for"
+    elif group == 1:
         others = ", ".join(f"G={g} {costs[g] / costs[1]:.2f}x" for g in costs if g > 1)
         why = f"sharing columns does not pay ({others})" if others else "a single row"
     else:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparse_ddpm.engine.arena import Arena, Placement, lanes_for, plan_arena
-from sparse_ddpm.engine.panels import Panels, choose_group, make_panels
+from sparse_ddpm.engine.panels import ENTRY_COST, Panels, choose_group, make_panels
 from sparse_ddpm.errors import EngineError, expected
 from sparse_ddpm.program import (
     Add,
@@ -103,21 +103,26 @@ class Plan:
         return offsets
 
 
-def make_plan(program: Program, batch: int = 1, *, keep_all: bool = False) -> Plan:
+def make_plan(
+    program: Program, batch: int = 1, *, keep_all: bool = False, group: int | None = None
+) -> Plan:
     """Lay out ``program`` for ``batch`` images.
 
     ``keep_all``: no value's memory is used again, so that all of them can be read after a step.
+    ``group``: the G of every convolution, default by estimated time. Raises `EngineError`.
     """
+    if group is not None and group not in ENTRY_COST:
+        raise EngineError(expected("group", f"one of {', '.join(map(str, ENTRY_COST))}", group))
     lanes = lanes_for(batch)
     arena = plan_arena(program, lanes, keep_all)
-    steps = tuple(_step(operation, program, arena) for operation in program.operations)
+    steps = tuple(_step(operation, program, arena, group) for operation in program.operations)
     return Plan(program, batch, lanes, arena, steps)
 
 
-def _step(operation: Operation, program: Program, arena: Arena) -> Step:
+def _step(operation: Operation, program: Program, arena: Arena, group: int | None) -> Step:
     match operation:
         case Conv(weight=weight, out=out):
-            choice = choose_group(weight)
+            choice = choose_group(weight, group)
             _, height, width = program.shapes[out]
             flops = 2 * choice.entries * choice.group * height * width
             return Step(

@@ -1,0 +1,114 @@
+"""Panels hold exactly the weights, whatever the format; the choice of G explains itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from sparse_ddpm.engine.panels import ENTRY_COST, Panels, choose_group, make_panels
+from sparse_ddpm.engine.plan import make_plan
+from sparse_ddpm.errors import EngineError
+from sparse_ddpm.formats import BSR, CSR, Dense, Matrix
+from sparse_ddpm.lower import lower
+from sparse_ddpm.program import Conv, NormAct
+from sparse_ddpm.ticket import UNetConfig, synthetic_ticket
+
+
+def to_dense(panels: Panels, shape: tuple[int, int]) -> NDArray[np.float32]:
+    matrix = np.zeros(shape, np.float32)
+    for index, rows in enumerate(panels.rows):
+        for k in range(panels.ptr[index], panels.ptr[index + 1]):
+            for slot, row in enumerate(rows):
+                if row >= 0:
+                    matrix[row, panels.columns[k]] += panels.values[k, slot]
+                else:
+                    assert panels.values[k, slot] == 0
+    return matrix
+
+
+def weights(shape: tuple[int, int], density: float) -> NDArray[np.float32]:
+    rng = np.random.default_rng(0)
+    return rng.standard_normal(shape, dtype=np.float32) * (rng.random(shape) < density)
+
+
+@pytest.mark.parametrize("group", list(ENTRY_COST))
+@pytest.mark.parametrize("shape", [(1, 9), (7, 18), (16, 27), (33, 36)])
+@pytest.mark.parametrize("kind", ["dense", "csr", "bsr", "empty"])
+def test_panels_are_the_weight(kind: str, shape: tuple[int, int], group: int) -> None:
+    matrix = weights(shape, 0.0 if kind == "empty" else 0.3)
+    weight: Matrix = CSR.from_dense(matrix)
+    if kind == "dense":
+        weight = Dense(matrix)
+    if kind == "bsr":
+        weight = BSR.from_dense(matrix, (4, 1), taps=9)
+    panels = make_panels(weight, group)
+    assert np.array_equal(to_dense(panels, shape), matrix)
+    assert panels.values.shape == (panels.ptr[-1], group)
+    assert sorted(panels.rows[panels.rows >= 0]) == list(range(shape[0]))
+    for first, last in zip(panels.ptr[:-1], panels.ptr[1:], strict=True):
+        assert (np.diff(panels.columns[first:last]) > 0).all()
+
+
+def test_panels_of_one_are_csr() -> None:
+    weight = CSR.from_dense(weights((9, 30), 0.2))
+    panels = make_panels(weight, 1)
+    assert np.array_equal(panels.ptr, weight.indptr)
+    assert np.array_equal(panels.columns, weight.indices)
+    assert np.array_equal(panels.values[:, 0], weight.values)
+
+
+def test_a_stored_zero_is_kept() -> None:
+    weight = CSR.from_dense(np.zeros((2, 4)), np.ones((2, 4), bool))
+    assert make_panels(weight, 2).ptr[-1] == 4
+
+
+def test_sparse_elements_share_nothing() -> None:
+    choice = choose_group(CSR.from_dense(weights((64, 576), 0.05)))
+    assert choice.group == 1
+    assert "does not pay" in choice.reason
+    assert "5." in choice.reason
+
+
+def test_dense_and_vector_weights_share_columns() -> None:
+    assert choose_group(Dense(weights((64, 576), 1.0))).group >= 4
+    rows = np.repeat(weights((4, 576), 0.05) != 0, 16, axis=0)
+    choice = choose_group(CSR.from_dense(rows.astype("f4"), rows))
+    assert choice.group >= 4
+    assert "100% of a panel" in choice.reason
+
+
+def test_few_rows_make_no_wide_panels() -> None:
+    assert choose_group(Dense(weights((1, 64), 1.0))).group == 1
+    assert choose_group(Dense(weights((3, 64), 1.0))).group <= 2
+
+
+def test_an_empty_weight_has_a_choice_too() -> None:
+    choice = choose_group(CSR.from_dense(np.zeros((8, 9))))
+    assert (choice.group, choice.entries) == (1, 0)
+
+
+def test_flops_count_what_runs() -> None:
+    config = UNetConfig(dim=8, dim_mults=(1, 2), channels=1, image_size=8, groups=4)
+    program = lower(synthetic_ticket(config, 0.9))
+    plan = make_plan(program, group=4)
+    assert plan.flops == sum(step.flops for step in plan.steps)
+    for step in plan.steps:
+        if isinstance(step.operation, Conv):
+            _, height, width = program.shapes[step.operation.out]
+            entries = len(plan.panels(step).columns)
+            assert step.entries == entries
+            assert step.flops == 2 * 4 * entries * height * width
+            assert step.flops >= 2 * step.operation.weight.nnz * height * width
+        else:
+            assert step.flops == 0
+        assert step.kernel
+        assert step.reason
+
+
+def test_panels_of_something_else_are_refused() -> None:
+    config = UNetConfig(dim=8, dim_mults=(1,), channels=1, image_size=4, groups=4)
+    plan = make_plan(lower(synthetic_ticket(config, 0.5)))
+    norm = next(step for step in plan.steps if isinstance(step.operation, NormAct))
+    with pytest.raises(EngineError, match="expected a Conv"):
+        plan.panels(norm)
