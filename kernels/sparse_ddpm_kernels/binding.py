@@ -10,6 +10,7 @@ import ctypes
 import enum
 import functools
 import os
+import sys
 from pathlib import Path
 
 ABI = 1
@@ -101,7 +102,14 @@ class NativeProgram(ctypes.Structure):
 def load() -> ctypes.CDLL:
     """The native library, its functions typed. Raises `KernelError` when there is none."""
     named = os.environ.get("SPARSE_DDPM_LIBRARY")
-    return _load(Path(named) if named else Path(__file__).with_name(LIBRARY))
+    return _load(Path(named) if named else _installed())
+
+
+def _installed() -> Path:
+    """Where the build put the library: beside this file, or, in an editable install, apart."""
+    folders = [Path(folder) for folder in sys.modules[__package__].__path__]
+    found = (folder / LIBRARY for folder in folders if (folder / LIBRARY).is_file())
+    return next(found, Path(__file__).with_name(LIBRARY))
 
 
 @functools.cache
