@@ -16,8 +16,8 @@ from sparse_ddpm.program.program import Shape
 LINE = 16
 """Floats in a cache line: the alignment of buffers, channels and wide lanes."""
 
-PADDING_LIMIT = 1.25
-"""Lanes are rounded up to whole cache lines where that adds at most a quarter."""
+PADDING_LIMIT = 4 / 3
+"""Lanes are rounded up to whole cache lines where that adds at most a third (measured)."""
 
 
 def _round_up(count: int) -> int:

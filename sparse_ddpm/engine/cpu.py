@@ -27,7 +27,7 @@ from sparse_ddpm.program import (
 )
 
 MAX_THREADS = 1_024
-TABLE_ROWS = 64
+TABLE_ROWS = 256
 """Steps whose float64 table is held at once."""
 
 
