@@ -26,15 +26,18 @@ class Backoff {
     } else if (turns_ < kSpins + kYields) {
       std::this_thread::yield();
     } else {
-      std::this_thread::sleep_for(std::chrono::microseconds(50));
+      // Whoever is awaited has lost its core, for milliseconds as a rule.
+      std::this_thread::sleep_for(std::chrono::microseconds(sleep_));
+      if (sleep_ < kLongestSleep) sleep_ *= 2;
     }
     ++turns_;
   }
   bool patient() const { return turns_ >= kSpins + kYields; }
 
  private:
-  static constexpr int kSpins = 1000, kYields = 200;
+  static constexpr int kSpins = 1000, kYields = 50, kLongestSleep = 400;
   int turns_ = 0;
+  int sleep_ = 50;  // microseconds
 };
 
 long process_id() {
