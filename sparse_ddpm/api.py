@@ -144,7 +144,7 @@ class _Progress:
         if wanted:
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, unit="step", desc="sampling", leave=False)
+            self._bar = tqdm(total=total, unit="step", desc="sampling", leave=False, disable=None)
 
     def step(self, _index: int, _x: NDArray[np.float32]) -> None:
         if self._bar is not None:
