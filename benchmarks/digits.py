@@ -30,7 +30,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("ticket", nargs="?", help="default: the ticket that ships")
     parser.add_argument("--data", required=True, metavar="DIR", help="the four MNIST files")
     parser.add_argument("--classifier", type=Path, metavar="FILE", help="keep its weights here")
-    parser.add_argument("--epochs", type=int, default=6, help="to train the classifier")
+    parser.add_argument("--epochs", type=int, default=4, help="to train the classifier")
     parser.add_argument("--images", type=Path, metavar="FILE.npy", help="judge uint8 [N, H, W, C]")
     parser.add_argument("-n", type=int, default=1000, help="samples (default 1000)")
     parser.add_argument("--steps", type=int, default=50)

@@ -9,9 +9,9 @@ from sparse_ddpm.errors import ConfigError, DataError
 
 torch = pytest.importorskip("torch")
 
-from safetensors.torch import save_file  # noqa: E402
+from safetensors.torch import save_file
 
-from sparse_ddpm.metrics.classifier import (  # noqa: E402
+from sparse_ddpm.metrics.classifier import (
     DigitClassifier,
     load_classifier,
     probabilities,
@@ -41,6 +41,13 @@ def test_it_learns_what_can_be_learned(size: int) -> None:
     assert rows.dtype == np.float32
     assert rows.sum(axis=1) == pytest.approx(np.ones(50), abs=1e-5)
     assert np.mean(rows.argmax(axis=1) == labels) > 0.9
+
+
+def test_it_is_not_sure_of_noise() -> None:
+    model = train_classifier(*_bars(240), epochs=6, batch_size=24)
+    assert np.median(probabilities(model, _bars(50, seed=1)[0]).max(axis=1)) > 0.8
+    noise = np.random.default_rng(0).integers(0, 256, (50, 16, 16, 1), dtype=np.uint8)
+    assert np.median(probabilities(model, noise).max(axis=1)) < 0.5
 
 
 def test_the_seed_alone_decides_and_the_global_generator_is_left_alone() -> None:
