@@ -1,0 +1,208 @@
+"""The layers of the U-Net. Every operation is a module of its own.
+
+A module's path in the U-Net names exactly one value of the Program that the ticket is lowered to.
+Shapes: x ``[N, C, H, W]``, t ``[N]``, FiLM ``[N, 2C]``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparse_ddpm.ticket.config import UNetConfig
+
+NORM_EPS = 1e-5
+STANDARDIZATION_EPS = 1e-5
+
+
+class Masked(nn.Module):
+    """A weight and its mask: the forward pass sees ``weight * mask`` and nothing else.
+
+    ``mask`` is a buffer that is not part of the state dict (a ticket keeps masks by name); None
+    means dense. With ``standardized`` each row (output channel) is brought to mean 0 and biased
+    variance 1 over its surviving weights only, so zeros stay zeros; a row without any stays zero.
+    """
+
+    mask: Tensor | None
+
+    def __init__(self, shape: tuple[int, ...], *, bias: bool, standardized: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(shape))
+        self.bias = nn.Parameter(torch.empty(shape[0])) if bias else None
+        self.standardized = standardized
+        self.register_buffer("mask", None, persistent=False)
+        bound = 1.0 / math.sqrt(math.prod(shape[1:]))
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def effective_weight(self) -> Tensor:
+        """What the forward pass multiplies with: masked, and standardised where that is on."""
+        weight = self.weight if self.mask is None else self.weight * self.mask
+        if not self.standardized:
+            return weight
+        axes = (1, 2, 3)
+        if self.mask is None:
+            variance, mean = torch.var_mean(weight, axes, correction=0, keepdim=True)
+            return (weight - mean) * torch.rsqrt(variance + STANDARDIZATION_EPS)
+        count = self.mask.sum(axes, keepdim=True).clamp(min=1.0)
+        mean = weight.sum(axes, keepdim=True) / count
+        centred = (weight - mean) * self.mask
+        variance = centred.square().sum(axes, keepdim=True) / count
+        return centred * torch.rsqrt(variance + STANDARDIZATION_EPS)
+
+
+class Conv(Masked):
+    """A "same" convolution of odd size and stride 1."""
+
+    def __init__(
+        self, cin: int, cout: int, size: int, *, bias: bool = True, standardized: bool = False
+    ) -> None:
+        super().__init__((cout, cin, size, size), bias=bias, standardized=standardized)
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.effective_weight(), self.bias, padding=self.size // 2)
+
+
+class Linear(Masked):
+    """An affine map of the last axis."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__((outputs, inputs), bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.effective_weight(), self.bias)
+
+
+class NormAct(nn.Module):
+    """Group norm, optional FiLM, SiLU."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.groups = groups
+
+    def forward(self, x: Tensor, film: Tensor | None = None) -> Tensor:
+        x = F.group_norm(x, self.groups, self.weight, self.bias, NORM_EPS)
+        if film is not None:
+            scale, shift = film[:, :, None, None].chunk(2, dim=1)
+            x = x * (scale + 1) + shift
+        return F.silu(x)
+
+
+class ChannelNorm(nn.Module):
+    """Each pixel's channels to mean 0 and variance 1, times a gain."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(x, 1, correction=0, keepdim=True)
+        return (x - mean) * torch.rsqrt(variance + NORM_EPS) * self.gain[:, None, None]
+
+
+class ResnetBlock(nn.Module):
+    """``norm2(conv2(norm1(conv1(x), film))) + shortcut(x)``, the activations inside the norms."""
+
+    def __init__(self, config: UNetConfig, cin: int, cout: int) -> None:
+        super().__init__()
+        standardized = config.weight_standardization == "surviving"
+        self.film = Linear(config.time_dim, 2 * cout)
+        self.conv1 = Conv(cin, cout, 3, standardized=standardized)
+        self.norm1 = NormAct(cout, config.groups)
+        self.conv2 = Conv(cout, cout, 3, standardized=standardized)
+        self.norm2 = NormAct(cout, config.groups)
+        self.shortcut = Conv(cin, cout, 1) if cin != cout else nn.Identity()
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        film = self.film(F.silu(time))
+        h = self.norm1(self.conv1(x), film)
+        return self.norm2(self.conv2(h)) + self.shortcut(x)  # type: ignore[no-any-return]
+
+
+class LinearMix(nn.Module):
+    """Linear attention (Shen 2018) on the output of one qkv convolution."""
+
+    def __init__(self, heads: int, dim_head: int) -> None:
+        super().__init__()
+        self.heads, self.dim_head = heads, dim_head
+
+    def forward(self, qkv: Tensor) -> Tensor:
+        n, _, height, width = qkv.shape
+        q, k, v = qkv.reshape(n, 3, self.heads, self.dim_head, height * width).unbind(1)
+        q = q.softmax(dim=-2) * self.dim_head**-0.5
+        k = k.softmax(dim=-1)
+        context = k @ (v / (height * width)).transpose(-1, -2)
+        mixed: Tensor = context.transpose(-1, -2) @ q
+        return mixed.reshape(n, -1, height, width)
+
+
+class SoftmaxMix(nn.Module):
+    """Softmax attention over pixels on the output of one qkv convolution."""
+
+    def __init__(self, heads: int, dim_head: int) -> None:
+        super().__init__()
+        self.heads, self.dim_head = heads, dim_head
+
+    def forward(self, qkv: Tensor) -> Tensor:
+        n, _, height, width = qkv.shape
+        # [3, N, heads, pixels, dim_head]
+        q, k, v = qkv.reshape(n, 3, self.heads, self.dim_head, -1).permute(1, 0, 2, 4, 3)
+        out = F.scaled_dot_product_attention(q, k, v)
+        return out.transpose(-1, -2).reshape(n, -1, height, width)
+
+
+class AttentionBlock(nn.Module):
+    """Channel norm, qkv, mixing over pixels, output convolution, residual."""
+
+    def __init__(self, config: UNetConfig, channels: int, *, linear: bool) -> None:
+        super().__init__()
+        self.norm = ChannelNorm(channels)
+        self.qkv = Conv(channels, 3 * config.hidden, 1, bias=False)
+        self.mix = (LinearMix if linear else SoftmaxMix)(config.heads, config.dim_head)
+        self.out = Conv(config.hidden, channels, 1)
+        self.out_norm = ChannelNorm(channels) if linear else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed: Tensor = self.out_norm(self.out(self.mix(self.qkv(self.norm(x)))))
+        return mixed + x
+
+
+class TimeMLP(nn.Module):
+    """Sinusoids of t (Ho 2020), then two linear maps with GELU between."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.dim = config.dim
+        self.linear1 = Linear(config.dim, config.time_dim)
+        self.linear2 = Linear(config.time_dim, config.time_dim)
+
+    def forward(self, t: Tensor) -> Tensor:
+        half = self.dim // 2
+        t = t.to(self.linear1.weight)
+        steps = torch.arange(half, device=t.device, dtype=t.dtype)
+        frequencies = torch.exp(steps * (-math.log(10_000.0) / max(half - 1, 1)))
+        angles = t[:, None] * frequencies
+        embedded = torch.cat([angles.sin(), angles.cos()], dim=1)
+        out: Tensor = self.linear2(F.gelu(self.linear1(embedded)))
+        return out
+
+
+class SpaceToDepth(nn.Module):
+    """Every 2x2 square of pixels becomes four channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pixel_unshuffle(x, 2)
+
+
+class Upsample2x(nn.Module):
+    """Nearest neighbour."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(x, scale_factor=2, mode="nearest")
