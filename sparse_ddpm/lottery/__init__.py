@@ -1,0 +1,1 @@
+"""Iterative magnitude pruning: from images to a ticket. Needs torch."""

@@ -1,0 +1,1 @@
+"""The trainable U-Net, its loss and its moving average. Needs torch."""

@@ -1,0 +1,71 @@
+"""The ticket inside the package, and what the README says of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sparse_ddpm import Sampler, load_ticket
+from sparse_ddpm.cli.main import main
+from sparse_ddpm.ticket import PRESETS, shipped_ticket_path
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+
+
+def test_it_is_small_and_sparse() -> None:
+    path = shipped_ticket_path()
+    ticket = load_ticket(path)
+    assert path.stat().st_size < 500_000
+    assert ticket.sparsity >= 0.95
+    small = PRESETS["small"]
+    assert (ticket.architecture.dim, ticket.architecture.dim_mults) == (small.dim, small.dim_mults)
+    assert ticket.provenance.dataset == "mnist"
+    assert abs(ticket.provenance.sparsity - ticket.sparsity) < 1e-6
+
+
+def test_the_readme_tells_how_it_was_trained() -> None:
+    # The options alone: the README wraps the line and names folders of its own.
+    words = load_ticket(shipped_ticket_path()).provenance.command.split()
+    told = README.read_text().replace("\\\n", " ").split()
+    options = [pair for pair in zip(words, words[1:], strict=False) if pair[0].startswith("--")]
+    pairs = set(zip(told, told[1:], strict=False))
+    assert len(options) > 8
+    for option, value in options:
+        if option not in ("--data", "--out"):
+            assert (option, value) in pairs, f"{option} {value}"
+
+
+def test_it_passes_verify(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    assert main(["verify", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["oracle"] == "torch"
+    assert found["worst_operation_error"] <= 1e-5
+    assert found["image_error"] <= 1e-3
+
+
+def test_batches_threads_and_instruction_sets_change_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from sparse_ddpm_kernels import available_isas
+
+    with Sampler.load(threads=1) as sampler:
+        wanted = sampler.sample_float(7, seed=3, batch_size=7)
+    for isa in available_isas():
+        monkeypatch.setenv("SPARSE_DDPM_ISA", isa)
+        for threads, batch in ((1, 1), (2, 16)):
+            with Sampler.load(threads=threads) as sampler:
+                got = sampler.sample_float(16 if batch == 16 else 7, seed=3, batch_size=batch)
+            np.testing.assert_allclose(got[:7], wanted, rtol=0, atol=1e-5)
+
+
+def test_it_draws_white_on_black() -> None:
+    with Sampler.load() as sampler:
+        images = sampler.sample(16)
+    assert images.mean() < 80
+    assert (images.reshape(16, -1).max(axis=1) > 200).all()
+    # the border of a handwritten digit is empty
+    assert np.median(images[:, 0]) < 20
