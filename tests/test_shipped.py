@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,8 @@ def test_the_readme_tells_how_it_was_trained() -> None:
     # The options alone: the README wraps the line and names folders of its own.
     words = load_ticket(shipped_ticket_path()).provenance.command.split()
     told = README.read_text().replace("\\\n", " ").split()
-    options = [pair for pair in zip(words, words[1:], strict=False) if pair[0].startswith("--")]
-    pairs = set(zip(told, told[1:], strict=False))
+    options = [pair for pair in pairwise(words) if pair[0].startswith("--")]
+    pairs = set(pairwise(told))
     assert len(options) > 8
     for option, value in options:
         if option not in ("--data", "--out"):
