@@ -85,7 +85,9 @@ def _receive(remote: Remote, path: Path, name: str) -> None:
         length = response.headers.get("Content-Length", "")
         total = int(length) if length.isascii() and length.isdigit() else None
         done = 0
-        with tqdm(total=total, desc=name, unit="B", unit_scale=True, leave=False) as bar:
+        with tqdm(
+            total=total, desc=name, unit="B", unit_scale=True, leave=False, disable=None
+        ) as bar:
             while block := response.read(_CHUNK):
                 done += len(block)
                 if done > remote.limit:

@@ -136,7 +136,7 @@ def _decode_all(
     # Our own limit on pixels is checked for every file, in place of Pillow's process-wide one.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        bar = tqdm(names, desc=path.name, unit="image", delay=1, leave=False)
+        bar = tqdm(names, desc=path.name, unit="image", delay=1, leave=False, disable=None)
         for i, name in enumerate(bar):
             image = _decode(f"{path}/{name}", read, name, image_size)
             if channels is not None:

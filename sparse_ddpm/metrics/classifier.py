@@ -80,7 +80,7 @@ def train_classifier(
 
     AdamW under a one-cycle learning rate (Smith, "Super-convergence", 2018). The same arguments
     give the same weights on the same number of threads; torch's global generator is left as it
-    was. ``progress``: a bar on stderr. Raises `DataError`, `ConfigError`.
+    was. ``progress``: a bar on stderr where that is a terminal. Raises `DataError`, `ConfigError`.
     """
     data = _tensor(images)
     if labels.shape != images.shape[:1] or labels.min() < 0 or labels.max() > 9:
@@ -99,7 +99,12 @@ def train_classifier(
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, learning_rate, total_steps=epochs * batches + 1
         )
-        bar = tqdm(total=epochs * batches, desc="classifier", disable=not progress, leave=False)
+        bar = tqdm(
+            total=epochs * batches,
+            desc="classifier",
+            disable=None if progress else True,
+            leave=False,
+        )
         with bar:
             for _ in range(epochs):
                 # array_split: batch norm cannot learn from a last batch of one image.
