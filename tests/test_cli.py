@@ -158,7 +158,7 @@ def test_there_are_forty_kinds_of_damage() -> None:
     ("name", "message"),
     [
         ("out.tiff", "expected a suffix among"),
-        ("no/such/folder/out.png", "expected a writable place"),
+        ("no/such/folder/out.png", "expected a file that can be written"),
     ],
 )
 def test_bad_outputs_are_named(path: Path, tmp_path: Path, name: str, message: str) -> None:

@@ -43,7 +43,7 @@ def test_an_output_that_cannot_be_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*ARGUMENTS, str(tmp_path / "nowhere" / "m.onnx")]) == 1
-    assert "m.onnx: expected a writable place" in capsys.readouterr().err
+    assert "m.onnx: expected a file that can be written" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

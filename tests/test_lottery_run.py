@@ -180,7 +180,7 @@ def test_what_a_run_leaves(tmp_path: Path, spec: str) -> None:
     assert [m["round"] for m in metrics] == [0, 1, 2]
     for round_ in range(3):
         with Image.open(tmp_path / f"round-{round_:02d}" / "samples.png") as picture:
-            assert picture.size == (4 * 8 * 8, 4 * 8 * 8)
+            assert picture.size == (12 * (4 * 10 + 2), 12 * (4 * 10 + 2))
     ticket = load_ticket(tmp_path / "ticket.pt")
     assert ticket.equals(load_ticket(tmp_path / "ticket.safetensors"))
     assert ticket.equals(load_ticket(tmp_path / "round-02" / "ticket.pt"))

@@ -1,16 +1,13 @@
-"""What the commands share: arguments, opening a ticket, printing JSON, writing files."""
+"""What the commands share: arguments, opening a ticket, printing JSON."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
-from sparse_ddpm.errors import ConfigError, SparseDDPMError, expected
+from sparse_ddpm.errors import ConfigError, expected
 
 if TYPE_CHECKING:
     from sparse_ddpm.ticket import Ticket
@@ -102,25 +99,3 @@ def synthetic(text: str) -> Ticket:
 def print_json(result: dict[str, Any]) -> None:
     """Print ``result`` as one JSON object, the schema number first."""
     print(json.dumps({"schema": SCHEMA, **result}, allow_nan=False))
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write to a temporary name beside ``path``, then rename: whole or not at all."""
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise SparseDDPMError(expected(f"output {path}", "a writable place", reason)) from None
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise SparseDDPMError(expected(f"output {path}", "a writable place", reason)) from None
-    finally:
-        if os.path.exists(name):
-            os.unlink(name)

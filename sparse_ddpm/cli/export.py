@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     """Export, write, report."""
     from sparse_ddpm_export import OPSET, export_denoiser
 
+    from sparse_ddpm.files import write_atomically
     from sparse_ddpm.lower import lower
 
     ticket, name = common.open_ticket(args)
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     content = export_denoiser(program, metadata=ticket_metadata(ticket)).SerializeToString()
     dense = export_denoiser(program, packed=False).SerializeToString()
     zipped = len(gzip.compress(dense, compresslevel=6))
-    common.write_atomically(args.output, lambda file: file.write(content))
+    write_atomically(args.output, lambda file: file.write(content))
     if args.json:
         common.print_json(
             {

@@ -41,10 +41,17 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draw, write, report."""
-    from sparse_ddpm.api import Sampler
-    from sparse_ddpm.cli.picture import check_suffix, save_images
+    import numpy as np
 
-    check_suffix(args.output)
+    from sparse_ddpm.api import Sampler
+    from sparse_ddpm.errors import ConfigError, expected
+    from sparse_ddpm.files import write_atomically
+    from sparse_ddpm.pictures import FORMATS, save_grid
+
+    suffix = args.output.suffix.lower()
+    if suffix not in (*FORMATS, ".npy"):
+        wanted = f"a suffix among {', '.join((*FORMATS, '.npy'))}"
+        raise ConfigError(expected(f"output {args.output}", wanted, repr(args.output.suffix)))
     ticket, name = common.open_ticket(args)
     with Sampler(ticket, device=args.device, threads=args.threads) as sampler:
         start = time.perf_counter()
@@ -59,7 +66,10 @@ def run(args: argparse.Namespace) -> int:
         )
         seconds = time.perf_counter() - start
         engine = sampler.engine(min(args.n, len(images), args.batch or 16)).description
-    save_images(images, args.output)
+    if suffix == ".npy":
+        write_atomically(args.output, lambda file: np.save(file, images))
+    else:
+        save_grid(images, args.output)
     if args.json:
         common.print_json(
             {

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from pathlib import Path
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from sparse_ddpm.errors import DataError, expected
 from sparse_ddpm.lottery import randomness
-from sparse_ddpm.lottery.files import write_atomically
 from sparse_ddpm.lottery.settings import Settings
 from sparse_ddpm.lottery.training import to_unit_range
 from sparse_ddpm.model.diffusion import Diffusion, loss
 from sparse_ddpm.model.unet import UNet
-from sparse_ddpm.sampling.loop import sample_loop
+from sparse_ddpm.sampling.loop import sample_loop, to_uint8
 from sparse_ddpm.sampling.table import make_table
 
 HELD_OUT = 2000
@@ -59,8 +54,8 @@ def held_out_loss(settings: Settings, diffusion: Diffusion, model: UNet, images:
 
 
 @torch.no_grad()
-def draw(settings: Settings, model: UNet, count: int = GRID * GRID) -> NDArray[np.float32]:
-    """``count`` images ``[N, C, H, W]`` in [-1, 1] in 25 DDIM steps."""
+def draw(settings: Settings, model: UNet, count: int = GRID * GRID) -> NDArray[np.uint8]:
+    """``count`` images, uint8 ``[N, H, W, C]``, in 25 DDIM steps."""
     model.eval()
     architecture = settings.architecture
     device = torch.device(settings.device)
@@ -74,24 +69,6 @@ def draw(settings: Settings, model: UNet, count: int = GRID * GRID) -> NDArray[n
         return out
 
     shape = (architecture.channels, architecture.image_size, architecture.image_size)
-    return sample_loop(
-        denoise, table, seed=settings.seed, image_indices=np.arange(count), shape=shape
+    return to_uint8(
+        sample_loop(denoise, table, seed=settings.seed, image_indices=np.arange(count), shape=shape)
     )
-
-
-def save_grid(images: NDArray[np.float32], path: Path) -> None:
-    """Write ``[N, C, H, W]`` in [-1, 1] as one nearly square picture, enlarged by whole pixels."""
-    count, channels, height, width = images.shape
-    columns = math.ceil(math.sqrt(count))
-    rows = math.ceil(count / columns)
-    pixels = np.rint((np.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
-    if channels not in (1, 3):
-        pixels, channels = pixels[:, :1], 1
-    padded = np.zeros((rows * columns, channels, height, width), np.uint8)
-    padded[:count] = pixels
-    canvas = padded.reshape(rows, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
-    canvas = canvas.reshape(rows * height, columns * width, channels)
-    scale = max(1, 64 // height)
-    canvas = canvas.repeat(scale, axis=0).repeat(scale, axis=1)
-    picture = Image.fromarray(canvas[:, :, 0] if channels == 1 else canvas)
-    write_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))

@@ -1,55 +1,21 @@
-"""Files that are either the old one or the new one, whatever moment the process dies at."""
+"""The small files of a run, and the lock on its folder."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sparse_ddpm.errors import ConfigError, SparseDDPMError, expected
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` make a file beside ``path``, bring it to the disk, then give it its name.
-
-    The temporary name keeps the suffix (formats are chosen by it) and is the same each time, so
-    what a killed process left is overwritten. Raises `SparseDDPMError` where nothing can be
-    written.
-    """
-    temporary = path.with_name(f".partial-{path.name}")
-    try:
-        write(temporary)
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    except OSError as error:
-        raise SparseDDPMError(expected(str(path), "a writable place", str(error))) from error
-
-
-def sweep(folder: Path) -> None:
-    """Remove temporary files of ours that a killed process left in ``folder``."""
-    for pattern in (".partial-*", ".ticket.*.tmp"):
-        for path in folder.glob(pattern):
-            path.unlink()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+from sparse_ddpm.errors import ConfigError, expected
+from sparse_ddpm.files import write_atomically
 
 
 def write_text(path: Path, text: str) -> None:
-    def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
-
-    write_atomically(path, write)
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def write_json(path: Path, value: object) -> None:

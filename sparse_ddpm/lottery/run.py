@@ -29,9 +29,10 @@ import torch
 from numpy.typing import NDArray
 
 from sparse_ddpm.errors import ConfigError, expected
+from sparse_ddpm.files import sweep
 from sparse_ddpm.lottery import pruning, randomness
-from sparse_ddpm.lottery.evaluation import draw, held_out_loss, save_grid, split
-from sparse_ddpm.lottery.files import read_json, sweep, write_json, write_text
+from sparse_ddpm.lottery.evaluation import draw, held_out_loss, split
+from sparse_ddpm.lottery.files import read_json, write_json, write_text
 from sparse_ddpm.lottery.progress import Bar
 from sparse_ddpm.lottery.pruning import Masks
 from sparse_ddpm.lottery.settings import Settings
@@ -45,6 +46,7 @@ from sparse_ddpm.lottery.training import (
 )
 from sparse_ddpm.model.diffusion import Diffusion
 from sparse_ddpm.model.unet import UNet
+from sparse_ddpm.pictures import save_grid
 from sparse_ddpm.sampling.schedule import alphas_cumprod
 from sparse_ddpm.ticket import Ticket, load_ticket, save_ticket
 from sparse_ddpm.ticket.config import Pattern, Provenance

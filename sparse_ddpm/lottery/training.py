@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sparse_ddpm.errors import ConfigError, SparseDDPMError, expected
+from sparse_ddpm.files import write_atomically
 from sparse_ddpm.lottery import randomness
-from sparse_ddpm.lottery.files import write_atomically
 from sparse_ddpm.lottery.pruning import Masks
 from sparse_ddpm.lottery.settings import Settings
 from sparse_ddpm.model.diffusion import Diffusion, loss
@@ -242,12 +242,7 @@ def _restore(path: Path, model: UNet, optimizer: torch.optim.Optimizer, ema: EMA
 
 def save_torch(content: Mapping[str, object], path: Path) -> None:
     """Write what `load_torch` reads, whole or not at all."""
-
-    def write(temporary: Path) -> None:
-        with open(temporary, "wb") as file:
-            torch.save(content, file)
-
-    write_atomically(path, write)
+    write_atomically(path, lambda file: torch.save(content, file))
 
 
 def load_torch(path: Path) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sparse_ddpm.errors import ConfigError, DataError, expected
+from sparse_ddpm.files import write_atomically
 
 SIZES = (16, 32)
 _FORMAT = "sparse-ddpm digit classifier 1"
@@ -177,14 +176,7 @@ def save_classifier(model: DigitClassifier, path: Path) -> None:
     """Write the weights as safetensors, whole or not at all."""
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
     metadata = {"format": _FORMAT, "image_size": str(model.image_size)}
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(save(state, metadata))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    write_atomically(path, lambda file: file.write(save(state, metadata)), DataError)
 
 
 def load_classifier(path: Path) -> DigitClassifier:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
 import stat
 from pathlib import Path
 
 from sparse_ddpm.errors import ConfigError, TicketError, expected
+from sparse_ddpm.files import write_atomically
 from sparse_ddpm.ticket.content import from_content, to_content
 from sparse_ddpm.ticket.safetensors_file import (
     looks_like_safetensors,
@@ -55,11 +54,7 @@ def save_ticket(ticket: Ticket, path: str | os.PathLike[str]) -> None:
         data = writer(to_content(ticket))
     except TicketError as error:
         raise TicketError(f"{path}: {error}") from error
-    try:
-        _replace(path, data)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise TicketError(expected(f"{path}", "a file that can be written", reason)) from error
+    write_atomically(path, lambda file: file.write(data), TicketError)
 
 
 def _parse(data: memoryview) -> object:
@@ -88,19 +83,3 @@ def _read(path: str | os.PathLike[str]) -> bytes:
         kind = "a directory" if stat.S_ISDIR(status.st_mode) else "a device or a pipe"
         found = f"{status.st_size} bytes" if stat.S_ISREG(status.st_mode) else kind
     raise TicketError(expected("file", f"a readable file of at most {MAX_BYTES} bytes", found))
-
-
-def _replace(path: Path, data: bytes) -> None:
-    if path.is_dir():
-        raise IsADirectoryError(0, "a directory")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise

@@ -1,4 +1,4 @@
-"""Writing images: one grid as a picture, or the raw array."""
+"""Images as one picture, a grid."""
 
 from __future__ import annotations
 
@@ -8,17 +8,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_ddpm.cli.common import write_atomically
 from sparse_ddpm.errors import ConfigError, expected
+from sparse_ddpm.files import write_atomically
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
+"""The pictures that we write, by suffix."""
 
-
-def check_suffix(path: Path) -> None:
-    """Raise `ConfigError` unless we can write what the suffix of ``path`` asks for."""
-    if path.suffix.lower() not in (*FORMATS, ".npy"):
-        wanted = ", ".join((*FORMATS, ".npy"))
-        raise ConfigError(expected(f"output {path}", f"a suffix among {wanted}", repr(path.suffix)))
+SHOWN = 96
+"""Images of fewer rows of pixels are enlarged towards this, by a whole factor."""
 
 
 def grid(images: NDArray[np.uint8], gap: int = 2) -> NDArray[np.uint8]:
@@ -35,20 +32,21 @@ def grid(images: NDArray[np.uint8], gap: int = 2) -> NDArray[np.uint8]:
     return canvas
 
 
-def save_images(images: NDArray[np.uint8], path: Path) -> None:
-    """Write ``images`` ``[n, H, W, C]`` to ``path``, whole or not at all."""
-    if path.suffix.lower() == ".npy":
-        write_atomically(path, lambda file: np.save(file, images))
-        return
+def save_grid(images: NDArray[np.uint8], path: Path) -> None:
+    """Write ``images`` ``[n, H, W, 1 or 3]`` as a grid; the suffix of ``path`` says the format.
+
+    Raises `ConfigError` for another number of channels or another suffix.
+    """
     from PIL import Image
 
     if images.shape[3] not in (1, 3):
         wanted = "1 or 3 channels (other images can be written as .npy)"
-        raise ConfigError(expected(f"output {path}", wanted, images.shape[3]))
-    canvas = grid(images)
-    # Small images are shown larger, by whole pixels.
-    scale = max(1, 96 // images.shape[1])
-    canvas = canvas.repeat(scale, axis=0).repeat(scale, axis=1)
+        raise ConfigError(expected(f"picture {path}", wanted, images.shape[3]))
+    kind = FORMATS.get(path.suffix.lower())
+    if kind is None:
+        wanted = f"a suffix among {', '.join(FORMATS)}"
+        raise ConfigError(expected(f"picture {path}", wanted, repr(path.suffix)))
+    scale = max(1, SHOWN // images.shape[1])
+    canvas = grid(images).repeat(scale, axis=0).repeat(scale, axis=1)
     picture = Image.fromarray(canvas[:, :, 0] if canvas.shape[2] == 1 else canvas)
-    kind = FORMATS[path.suffix.lower()]
     write_atomically(path, lambda file: picture.save(file, format=kind))
