@@ -106,6 +106,16 @@ def test_what_cannot_be_is_refused(change: dict[str, Any], message: str) -> None
     assert message in str(caught.value)
 
 
+def test_steps_of_each_round() -> None:
+    settings = Settings("mnist:x", rounds=2, dense_steps=5, steps=6)
+    assert [settings.steps_of(round_) for round_ in range(3)] == [5, 6, 6]
+    longer = dataclasses.replace(settings, final_steps=9)
+    assert [longer.steps_of(round_) for round_ in range(3)] == [5, 6, 9]
+    assert dataclasses.replace(longer, rounds=0).steps_of(0) == 5
+    with pytest.raises(ConfigError, match="final-steps: expected"):
+        dataclasses.replace(settings, final_steps=0)
+
+
 def test_command_names_no_place_and_only_what_differs() -> None:
     settings = Settings("mnist:/home/me/data", image_size=16, lr=1e-3, flip=True, threads=2)
     line = settings.command()

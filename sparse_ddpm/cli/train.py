@@ -57,6 +57,7 @@ def add_parser(subparsers: Any) -> None:
     add("--rewind", help="init, late:K (weights after K dense steps) or lr (default: init)")
     add("--dense-steps", type=int, metavar="N", help="steps of round 0 (default: 2000)")
     add("--steps", type=int, metavar="N", help="steps of every other round (default: 2000)")
+    add("--final-steps", type=int, metavar="N", help="steps of the last round, if not --steps")
     add(
         "--control",
         action="append",

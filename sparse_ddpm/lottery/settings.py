@@ -44,6 +44,7 @@ class Settings:
     rewind: str = "init"
     dense_steps: int = 2000
     steps: int = 2000
+    final_steps: int | None = None
     batch_size: int = 64
     lr: float = 3e-4
     lr_schedule: str = "constant"
@@ -74,6 +75,8 @@ class Settings:
         for name, low in (("rounds", 0), ("dense-steps", 1), ("steps", 1), ("batch-size", 1)):
             _integer(name, getattr(self, name.replace("-", "_")), low)
         _integer("seed", self.seed, 0)
+        if self.final_steps is not None:
+            _integer("final-steps", self.final_steps, 1)
         if self.threads is not None:
             _integer("threads", self.threads, 1)
         _number("prune-fraction", self.prune_fraction, 0.0, 1.0, open_low=True)
@@ -121,7 +124,10 @@ class Settings:
 
     def steps_of(self, round_: int) -> int:
         """How many steps round ``round_`` trains."""
-        return self.dense_steps if round_ == 0 else self.steps
+        if round_ == 0:
+            return self.dense_steps
+        last = self.steps if self.final_steps is None else self.final_steps
+        return last if round_ == self.rounds else self.steps
 
     def command(self) -> str:
         """The command line of this run, with placeholders for the places on one machine."""
