@@ -20,6 +20,10 @@ constexpr int tile_limit(int group) {
                         : (group == 1 ? 8 : group == 2 ? 5 : group == 4 ? 2 : 1);
 }
 
+// Entries that are summed before the sum is put aside: rounding errors then grow with the root of
+// a run and of the number of runs, not with the root of all entries.
+constexpr int64_t kEntryRun = 256;
+
 // Rows x Vectors of pixels by Group channels. With few accumulators, Split independent sums of
 // every Split-th entry hide the latency of the multiply-add.
 template <int Group, int Rows, int Vectors>
@@ -28,7 +32,7 @@ void conv_tile(const TileArguments &t) {
   const int64_t x_row = t.x_row;
   const int group = t.group;
   for (int64_t panel = t.first; panel < t.last; ++panel) {
-    Vec sum[kSplit][Group][Rows][Vectors];
+    Vec sum[kSplit][Group][Rows][Vectors], aside[Group][Rows][Vectors] = {};
 #pragma GCC unroll 16
     for (int s = 0; s < kSplit; ++s)
 #pragma GCC unroll 16
@@ -41,47 +45,72 @@ void conv_tile(const TileArguments &t) {
       }
     const int64_t begin = t.panel_ptr[panel], end = t.panel_ptr[panel + 1];
     const float *value = t.value + begin * group + t.part;
-    int64_t k = begin;
-    for (; k + kSplit <= end; k += kSplit) {
+    for (int64_t k = begin; k < end;) {
+      if (k > begin) {
 #pragma GCC unroll 16
-      for (int s = 0; s < kSplit; ++s) {
-        const float *x = t.x + t.offset[k + s];
-        Vec pixels[Rows][Vectors];
+        for (int g = 0; g < Group; ++g)
+#pragma GCC unroll 16
+          for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 16
+            for (int v = 0; v < Vectors; ++v) {
+              Vec &old = aside[g][r][v], &now = sum[0][g][r][v];
+              old += now;
+              now = splat(0.0f);
+            }
+      }
+      const int64_t stop = end - k > kEntryRun ? k + kEntryRun : end;
+      for (; k + kSplit <= stop; k += kSplit) {
+#pragma GCC unroll 16
+        for (int s = 0; s < kSplit; ++s) {
+          const float *x = t.x + t.offset[k + s];
+          Vec pixels[Rows][Vectors];
+#pragma GCC unroll 16
+          for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 16
+            for (int v = 0; v < Vectors; ++v) pixels[r][v] = load(x + r * x_row + v * kVector);
+#pragma GCC unroll 16
+          for (int g = 0; g < Group; ++g) {
+            const Vec weight = splat(value[g]);
+#pragma GCC unroll 16
+            for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 16
+              for (int v = 0; v < Vectors; ++v) sum[s][g][r][v] += weight * pixels[r][v];
+          }
+          value += group;
+        }
+      }
+      if constexpr (kSplit > 1) {
+        for (; k < stop; ++k) {
+          const float *x = t.x + t.offset[k];
+#pragma GCC unroll 16
+          for (int g = 0; g < Group; ++g)
+#pragma GCC unroll 16
+            for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 16
+              for (int v = 0; v < Vectors; ++v)
+                sum[0][g][r][v] += value[g] * load(x + r * x_row + v * kVector);
+          value += group;
+        }
+#pragma GCC unroll 16
+        for (int s = 1; s < kSplit; ++s)
+#pragma GCC unroll 16
+          for (int g = 0; g < Group; ++g)
+#pragma GCC unroll 16
+            for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 16
+              for (int v = 0; v < Vectors; ++v) {
+                sum[0][g][r][v] += sum[s][g][r][v];
+                sum[s][g][r][v] = splat(0.0f);
+              }
+      }
+    }
+    if (end - begin > kEntryRun) {
+#pragma GCC unroll 16
+      for (int g = 0; g < Group; ++g)
 #pragma GCC unroll 16
         for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 16
-          for (int v = 0; v < Vectors; ++v) pixels[r][v] = load(x + r * x_row + v * kVector);
-#pragma GCC unroll 16
-        for (int g = 0; g < Group; ++g) {
-          const Vec weight = splat(value[g]);
-#pragma GCC unroll 16
-          for (int r = 0; r < Rows; ++r)
-#pragma GCC unroll 16
-            for (int v = 0; v < Vectors; ++v) sum[s][g][r][v] += weight * pixels[r][v];
-        }
-        value += group;
-      }
-    }
-    if constexpr (kSplit > 1) {
-      for (; k < end; ++k) {
-        const float *x = t.x + t.offset[k];
-#pragma GCC unroll 16
-        for (int g = 0; g < Group; ++g)
-#pragma GCC unroll 16
-          for (int r = 0; r < Rows; ++r)
-#pragma GCC unroll 16
-            for (int v = 0; v < Vectors; ++v)
-              sum[0][g][r][v] += value[g] * load(x + r * x_row + v * kVector);
-        value += group;
-      }
-#pragma GCC unroll 16
-      for (int s = 1; s < kSplit; ++s)
-#pragma GCC unroll 16
-        for (int g = 0; g < Group; ++g)
-#pragma GCC unroll 16
-          for (int r = 0; r < Rows; ++r)
-#pragma GCC unroll 16
-            for (int v = 0; v < Vectors; ++v) sum[0][g][r][v] += sum[s][g][r][v];
+          for (int v = 0; v < Vectors; ++v) sum[0][g][r][v] += aside[g][r][v];
     }
 #pragma GCC unroll 16
     for (int g = 0; g < Group; ++g) {
