@@ -31,6 +31,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", required=True, metavar="DIR", help="the four MNIST files")
     parser.add_argument("--classifier", type=Path, metavar="FILE", help="keep its weights here")
     parser.add_argument("--epochs", type=int, default=4, help="to train the classifier")
+    parser.add_argument(
+        "--plain", action="store_true", help="train the classifier on digits alone: a milder judge"
+    )
     parser.add_argument("--images", type=Path, metavar="FILE.npy", help="judge uint8 [N, H, W, C]")
     parser.add_argument("-n", type=int, default=1000, help="samples (default 1000)")
     parser.add_argument("--steps", type=int, default=50)
@@ -82,7 +85,11 @@ def judge(options: argparse.Namespace) -> DigitScores:
         train = load_images(f"mnist:{options.data}", image_size=size)
         assert train.labels is not None
         model = classifier.train_classifier(
-            train.images, train.labels, epochs=options.epochs, progress=True
+            train.images,
+            train.labels,
+            epochs=options.epochs,
+            exposure=0.0 if options.plain else 0.5,
+            progress=True,
         )
         if options.classifier:
             classifier.save_classifier(model, options.classifier)

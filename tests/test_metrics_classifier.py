@@ -47,7 +47,10 @@ def test_it_is_not_sure_of_noise() -> None:
     model = train_classifier(*_bars(240), epochs=6, batch_size=24)
     assert np.median(probabilities(model, _bars(50, seed=1)[0]).max(axis=1)) > 0.8
     noise = np.random.default_rng(0).integers(0, 256, (50, 16, 16, 1), dtype=np.uint8)
-    assert np.median(probabilities(model, noise).max(axis=1)) < 0.5
+    unsure = np.median(probabilities(model, noise).max(axis=1))
+    assert unsure < 0.5
+    plain = train_classifier(*_bars(240), epochs=6, batch_size=24, exposure=0.0)
+    assert np.median(probabilities(plain, noise).max(axis=1)) > unsure
 
 
 def test_the_seed_alone_decides_and_the_global_generator_is_left_alone() -> None:

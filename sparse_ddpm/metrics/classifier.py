@@ -69,13 +69,15 @@ def train_classifier(
     epochs: int = 4,
     batch_size: int = 250,
     learning_rate: float = 4e-3,
+    exposure: float = 0.5,
     progress: bool = False,
 ) -> DigitClassifier:
     """Train on uint8 ``[N, H, H, 1]`` and digits int64 ``[N]``, with small random distortions.
 
     A plain classifier is sure that noise is an 8. So that confidence means something, this one
     also sees images that show no digit, and learns to give all digits the same probability there
-    (Hendrycks et al., "Deep anomaly detection with outlier exposure", 2019; their weight 0.5).
+    (Hendrycks et al., "Deep anomaly detection with outlier exposure", 2019). ``exposure``: the
+    weight of that part of the loss; 0 trains a plain classifier, on digits alone.
 
     AdamW under a one-cycle learning rate (Smith, "Super-convergence", 2018). The same arguments
     give the same weights on the same number of threads; torch's global generator is left as it
@@ -109,10 +111,14 @@ def train_classifier(
                 # array_split: batch norm cannot learn from a last batch of one image.
                 for chosen in torch.randperm(len(data)).tensor_split(batches):
                     real = _distorted(data[chosen].float() / 255)
-                    strange = _strangers(real[: -(-len(real) // _STRANGERS)])
+                    strange = real[:0]
+                    if exposure:
+                        strange = _strangers(real[: -(-len(real) // _STRANGERS)])
                     logits = model(torch.cat((real, strange)))
                     loss = F.cross_entropy(logits[: len(real)], digits[chosen])
-                    loss = loss - 0.5 * F.log_softmax(logits[len(real) :], dim=1).mean()
+                    if exposure:
+                        unsure = F.log_softmax(logits[len(real) :], dim=1).mean()
+                        loss = loss - exposure * unsure
                     optimizer.zero_grad()
                     loss.backward()  # type: ignore[no-untyped-call]
                     optimizer.step()
