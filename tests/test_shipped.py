@@ -67,6 +67,9 @@ def test_it_draws_white_on_black() -> None:
     with Sampler.load() as sampler:
         images = sampler.sample(16)
     assert images.mean() < 80
-    assert (images.reshape(16, -1).max(axis=1) > 200).all()
+    # averaging 2x2 pixels dims thin strokes: 1 in 100 real digits has no pixel above 200 either
+    brightest = images.reshape(16, -1).max(axis=1)
+    assert (brightest > 128).all()
+    assert np.median(brightest) > 240
     # the border of a handwritten digit is empty
     assert np.median(images[:, 0]) < 20
