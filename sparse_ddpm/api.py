@@ -62,8 +62,8 @@ class Sampler:
         """Draw ``n`` images: uint8 ``[n, H, W, C]``.
 
         ``sampler``: ``ddpm``, ``ddim`` (``eta`` 0 by default) or ``dpm++``. Image i of a seed is
-        the same whatever ``n`` and ``batch_size``. ``progress``: a bar on stderr. Raises
-        `ConfigError` for settings out of range.
+        the same, to rounding, whatever ``n`` and ``batch_size``. ``progress``: a bar on stderr.
+        Raises `ConfigError` for settings out of range.
         """
         return to_uint8(
             self.sample_float(
@@ -96,10 +96,13 @@ class Sampler:
         batch = min(n, DEFAULT_BATCH if batch_size is None else batch_size)
         shape = self.program.input_shape
         images = np.empty((n, *shape), dtype=np.float32)
+        scheduled: set[int] = set()
         with _Progress(progress, -(-n // batch) * len(table.timesteps)) as bar:
             for start, stop in _chunks(n, batch):
                 engine = self.engine(stop - start)
-                engine.set_schedule(table.timesteps)
+                if engine.batch not in scheduled:
+                    engine.set_schedule(table.timesteps)
+                    scheduled.add(engine.batch)
                 images[start:stop] = sample_loop(
                     engine.run,
                     table,

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     """Draw, write, report."""
     import numpy as np
 
-    from sparse_ddpm.api import Sampler
+    from sparse_ddpm.api import DEFAULT_BATCH, Sampler
     from sparse_ddpm.errors import ConfigError, expected
     from sparse_ddpm.files import write_atomically
     from sparse_ddpm.pictures import FORMATS, save_grid
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
             progress=True,
         )
         seconds = time.perf_counter() - start
-        engine = sampler.engine(min(args.n, len(images), args.batch or 16)).description
+        engine = sampler.engine(min(args.n, args.batch or DEFAULT_BATCH)).description
     if suffix == ".npy":
         write_atomically(args.output, lambda file: np.save(file, images))
     else:
