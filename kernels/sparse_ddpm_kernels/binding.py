@@ -1,7 +1,7 @@
 """ctypes mirror of csrc/engine.h, and finding the shared library.
 
 Environment: ``SPARSE_DDPM_LIBRARY`` names another library file to load (a sanitized build);
-``SPARSE_DDPM_ISA`` forces an instruction set: baseline, avx2 or avx512.
+``SPARSE_DDPM_ISA`` forces an instruction set of `ISAS`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,12 @@ from pathlib import Path
 
 ABI = 1
 LIBRARY = "sparse_ddpm_cpu.so"
-ISAS = ("baseline", "avx2", "avx512")
-"""Instruction sets, narrowest first. ``baseline`` is what every machine of the platform has."""
+ISAS = ("baseline", "avx2", "avx512", "neon")
+"""Instruction sets, by their number in the library. AArch64 has ``neon`` and nothing else.
+
+Elsewhere ``baseline`` is what every machine of the platform has (SSE2 on x86-64), and those that
+x86-64 may have besides follow, narrowest first.
+"""
 POISON = 1
 """Flag: fill arena and scratch with NaN before every run."""
 PROFILE = 2

@@ -44,6 +44,9 @@ Floats allocate(int64_t count) {
 }
 
 uint32_t supported() {
+#if defined(SDK_NEON_KERNELS)
+  return 1u << SDK_NEON;  // every AArch64 processor has it
+#else
   uint32_t isas = 1u << SDK_BASELINE;
 #if defined(SDK_X86_KERNELS)
   __builtin_cpu_init();
@@ -55,15 +58,20 @@ uint32_t supported() {
   }
 #endif
   return isas;
+#endif
 }
 
 const Kernels &kernels_of(int isa) {
-#if defined(SDK_X86_KERNELS)
-  if (isa == SDK_AVX512) return avx512_kernels;
-  if (isa == SDK_AVX2) return avx2_kernels;
+#if defined(SDK_NEON_KERNELS)
+  if (isa == SDK_NEON) return neon_kernels;
+#else
+  if (isa == SDK_BASELINE) return baseline_kernels;
 #endif
-  if (isa != SDK_BASELINE) throw std::invalid_argument("no such instruction set");
-  return baseline_kernels;
+#if defined(SDK_X86_KERNELS)
+  if (isa == SDK_AVX2) return avx2_kernels;
+  if (isa == SDK_AVX512) return avx512_kernels;
+#endif
+  throw std::invalid_argument("no such instruction set");
 }
 
 template <class T>

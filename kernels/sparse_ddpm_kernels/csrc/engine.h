@@ -44,7 +44,7 @@ enum sdk_kind {
   SDK_KINDS = 11
 };
 
-enum sdk_isa { SDK_BASELINE = 0, SDK_AVX2 = 1, SDK_AVX512 = 2, SDK_ISAS = 3 };
+enum sdk_isa { SDK_BASELINE = 0, SDK_AVX2 = 1, SDK_AVX512 = 2, SDK_NEON = 3, SDK_ISAS = 4 };
 
 /* Flags of a program. */
 #define SDK_POISON 1  /* fill arena and scratch with NaN before every run */

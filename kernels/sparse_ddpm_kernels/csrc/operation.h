@@ -70,5 +70,6 @@ struct Kernels {
 extern const Kernels baseline_kernels;
 extern const Kernels avx2_kernels;
 extern const Kernels avx512_kernels;
+extern const Kernels neon_kernels;
 
 }  // namespace sdk

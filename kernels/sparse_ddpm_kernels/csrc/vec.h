@@ -4,8 +4,10 @@
 
 #include <stdint.h>
 
-#if defined(__AVX512F__) || defined(__AVX2__)
+#if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #define SDK_INLINE inline __attribute__((always_inline))
@@ -48,38 +50,67 @@ SDK_INLINE Vec load(const float *p, int64_t n) {
 SDK_INLINE void store(float *p, Vec v, int64_t n) {
   _mm512_mask_storeu_ps(p, (__mmask16)(0xffffu >> (16 - n)), (__m512)v);
 }
+#elif defined(__AVX2__)
+SDK_INLINE __m256i first_lanes(int64_t n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+SDK_INLINE Vec load(const float *p, int64_t n) {
+  return (Vec)_mm256_maskload_ps(p, first_lanes(n));
+}
+// A whole store, where it is one, can be forwarded to the next load; a masked one cannot.
+SDK_INLINE void store(float *p, Vec v, int64_t n) {
+  if (n == kVector) return store(p, v);
+  _mm256_maskstore_ps(p, first_lanes(n), (__m256)v);
+}
 #else
 SDK_INLINE Vec load(const float *p, int64_t n) {
   if (n == kVector) return load(p);
-  Vec v = {};
-  for (int64_t i = 0; i < n; ++i) v[i] = p[i];
+  Vec v = {p[0]};
+  if (n > 1) v[1] = p[1];
+  if (n > 2) v[2] = p[2];
   return v;
 }
 SDK_INLINE void store(float *p, Vec v, int64_t n) {
   if (n == kVector) return store(p, v);
-  for (int64_t i = 0; i < n; ++i) p[i] = v[i];
+  p[0] = v[0];
+  if (n > 1) p[1] = v[1];
+  if (n > 2) p[2] = v[2];
 }
 #endif
 
 SDK_INLINE Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 
 SDK_INLINE float lane_sum(Vec v) {
+#if defined(__aarch64__)
+  return vaddvq_f32((float32x4_t)v);
+#else
   float s[kVector];
   store(s, v);
   for (int width = kVector / 2; width > 0; width /= 2)
     for (int i = 0; i < width; ++i) s[i] += s[i + width];
   return s[0];
+#endif
 }
 
 SDK_INLINE float lane_max(Vec v) {
+#if defined(__aarch64__)
+  return vmaxvq_f32((float32x4_t)v);
+#else
   float m = v[0];
   for (int i = 1; i < kVector; ++i) m = v[i] > m ? v[i] : m;
   return m;
+#endif
 }
 
 SDK_INLINE Vec square_root(Vec v) {
 #if defined(__AVX512F__)
   return (Vec)_mm512_maskz_sqrt_ps(0xffff, (__m512)v);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_sqrt_ps((__m256)v);
+#elif defined(__SSE2__)
+  return (Vec)_mm_sqrt_ps((__m128)v);
+#elif defined(__aarch64__)
+  return (Vec)vsqrtq_f32((float32x4_t)v);
 #else
   for (int i = 0; i < kVector; ++i) v[i] = __builtin_sqrtf(v[i]);
   return v;

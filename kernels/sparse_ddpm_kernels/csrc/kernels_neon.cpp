@@ -1,0 +1,2 @@
+#define SDK_KERNELS neon_kernels
+#include "kernels.inc"
