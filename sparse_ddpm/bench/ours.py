@@ -1,0 +1,42 @@
+"""This package's engine as a `Runner`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparse_ddpm.bench.engines import Job
+from sparse_ddpm.bench.source import program_of
+from sparse_ddpm.engine import Engine, make_engine
+
+
+class EngineRunner:
+    """Steps of an `Engine`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.description = engine.description
+        plan = getattr(engine, "plan", None)
+        self.details: dict[str, Any] = {}
+        if plan is not None:
+            self.details["arena_bytes"] = plan.arena_bytes
+
+    def load(self, x: NDArray[np.float32]) -> None:
+        self.x = x
+
+    def step(self, index: int) -> NDArray[np.float32]:
+        return self.engine.run(self.x, index)
+
+    def array(self, output: NDArray[np.float32]) -> NDArray[np.float32]:
+        return output
+
+
+def build(job: Job, dtype: str) -> EngineRunner:
+    """The engine of ``job.device``."""
+    engine = make_engine(
+        program_of(job), device=job.device, batch=job.batch, threads=job.threads, dtype=dtype
+    )
+    engine.set_schedule(np.array(job.timesteps))
+    return EngineRunner(engine)

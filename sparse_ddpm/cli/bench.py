@@ -1,0 +1,168 @@
+"""``sparse-ddpm bench``: this engine's step beside those of other runtimes."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparse_ddpm.cli import common
+
+if TYPE_CHECKING:
+    from sparse_ddpm.ticket import Ticket
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "bench",
+        help="time a step beside torch, onnxruntime and OpenVINO",
+        description="Time one denoising step of a ticket: this package's engine and its peers on "
+        "the same masked weights, each in a process of its own, in turns. Outputs are compared "
+        'with the float64 reference before anything is timed. Peers: pip install ".[peers]".',
+    )
+    common.add_ticket(parser)
+    parser.add_argument(
+        "--batch",
+        type=common.positive,
+        nargs="+",
+        default=[1, 16],
+        help="images at once, one or more numbers (default: 1 16)",
+    )
+    common.add_engine(parser)
+    parser.add_argument(
+        "--dtype",
+        nargs="+",
+        default=["float32"],
+        help="of this package's engine, one or more (default: float32)",
+    )
+    parser.add_argument(
+        "--peers",
+        nargs="+",
+        default=["all"],
+        metavar="NAME",
+        help="all, none, or names (default: all)",
+    )
+    parser.add_argument(
+        "--rounds", type=common.positive, default=10, help="turns of each engine (default: 10)"
+    )
+    parser.add_argument(
+        "--seed", type=common.natural, default=0, help="of the input and of the order (default: 0)"
+    )
+    common.add_json(parser)
+    parser.set_defaults(run=run, parser=parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build, compare, time, report."""
+    from sparse_ddpm.bench.engines import OURS, ours, select_peers
+    from sparse_ddpm.bench.machine import cores, machine, versions
+    from sparse_ddpm.bench.measure import Rhythm
+    from sparse_ddpm.bench.report import problem_row, result_row, table
+    from sparse_ddpm.bench.run import Settings, benchmark, ratios
+    from sparse_ddpm.errors import ConfigError
+    from sparse_ddpm.lower import lower
+
+    if args.synthetic is not None:
+        args.synthetic = fraction(args.synthetic)
+    try:
+        engines = (*(ours(name) for name in dict.fromkeys(args.dtype)), *select_peers(args.peers))
+    except ConfigError as error:
+        args.parser.error(str(error))
+    ticket, name = common.open_ticket(args)
+    threads = args.threads or cores()
+    started = machine()
+    with ticket_file(args, ticket) as path:
+        settings = Settings(
+            ticket=str(path),
+            program=lower(ticket),
+            timesteps=ticket.diffusion.timesteps,
+            batches=tuple(dict.fromkeys(args.batch)),
+            threads=threads,
+            device=args.device,
+            engines=engines,
+            rhythm=Rhythm(rounds=args.rounds),
+            seed=args.seed,
+        )
+        outcomes = benchmark(settings, progress)
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr)
+    found = ratios(outcomes)
+    failed = [o for o in outcomes if o.times is None]
+    if args.json:
+        common.print_json(
+            {
+                "device": args.device,
+                "threads": threads,
+                "model": model_name(ticket),
+                "sparsity": ticket.sparsity,
+                "pattern": ticket.provenance.pattern,
+                "ticket": name,
+                "results": [result_row(o) for o in outcomes if o.times is not None],
+                "ratios": found,
+                "missing": [problem_row(o) for o in failed if o.missing],
+                "failed": [problem_row(o) for o in failed if not o.missing],
+                "rounds": args.rounds,
+                "seed": args.seed,
+                "machine": started,
+                "versions": versions(),
+            }
+        )
+    else:
+        print(
+            f"{name}: {model_name(ticket)}, {ticket.sparsity:.2%} of the prunable weights pruned "
+            f"({ticket.provenance.pattern}); {threads} threads on {started['cpu']}"
+        )
+        for line in table(outcomes, found):
+            print(line)
+    return 1 if any(o.spec.name == OURS for o in failed) else 0
+
+
+def fraction(text: str) -> str:
+    """``MODEL:SPARSITY:PATTERN`` with a percentage (``90%``, ``90``) written as a fraction."""
+    model, _, rest = text.partition(":")
+    sparsity, colon, pattern = rest.partition(":")
+    try:
+        number = float(sparsity.removesuffix("%"))
+    except ValueError:
+        return text
+    if sparsity.endswith("%") or 1.0 < number < 100.0:
+        sparsity = repr(round(number / 100.0, 12))
+    return f"{model}:{sparsity}{colon}{pattern}"
+
+
+def model_name(ticket: Ticket) -> str:
+    """``paper`` or ``small`` where the architecture is that preset, else its widths."""
+    from sparse_ddpm.ticket import PRESETS
+
+    config = ticket.architecture
+    named = [name for name, preset in PRESETS.items() if preset == config]
+    widths = "-".join(str(mult) for mult in config.dim_mults)
+    size = f"{config.channels}x{config.image_size}x{config.image_size}"
+    return named[0] if named else f"unet-{config.dim}x{widths}-{size}"
+
+
+@contextlib.contextmanager
+def ticket_file(args: argparse.Namespace, ticket: Ticket) -> Iterator[Path]:
+    """The file of ``ticket``, a temporary one where it is synthetic."""
+    from sparse_ddpm.ticket import save_ticket, shipped_ticket_path
+
+    if args.synthetic is None:
+        yield shipped_ticket_path() if args.ticket is None else Path(args.ticket)
+        return
+    with tempfile.TemporaryDirectory(prefix="sparse-ddpm-bench-") as folder:
+        path = Path(folder) / "ticket.safetensors"
+        save_ticket(ticket, path)
+        yield path
+
+
+def progress(text: str) -> None:
+    """On a terminal one line that changes, else a line for each engine built."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[Kbench: {text}", end="", file=sys.stderr, flush=True)
+    else:
+        print(f"bench: {text}", file=sys.stderr, flush=True)
