@@ -68,9 +68,10 @@ void conv_tile(const TileArguments &t) {
           for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 16
             for (int v = 0; v < Vectors; ++v) pixels[r][v] = load(x + r * x_row + v * kVector);
+          const Weights<Group> weights(value);
 #pragma GCC unroll 16
           for (int g = 0; g < Group; ++g) {
-            const Vec weight = splat(value[g]);
+            const Vec weight = weights[g];
 #pragma GCC unroll 16
             for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 16

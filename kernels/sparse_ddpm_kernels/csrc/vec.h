@@ -78,6 +78,25 @@ SDK_INLINE void store(float *p, Vec v, int64_t n) {
 }
 #endif
 
+// The weights of one entry for `Count` output channels, each as a vector of equal lanes. NEON
+// multiplies by a lane of a register: four weights a load, and no registers for the copies.
+template <int Count>
+struct Weights {
+#if defined(__aarch64__)
+  static constexpr int kQuads = Count / 4;
+  Vec quad[kQuads > 0 ? kQuads : 1];
+  const float *p;
+  SDK_INLINE explicit Weights(const float *from) : p(from) {
+    for (int i = 0; i < kQuads; ++i) quad[i] = load(from + 4 * i);
+  }
+  SDK_INLINE Vec operator[](int g) const { return splat(kQuads > 0 ? quad[g / 4][g % 4] : p[g]); }
+#else
+  const float *p;
+  SDK_INLINE explicit Weights(const float *from) : p(from) {}
+  SDK_INLINE Vec operator[](int g) const { return splat(p[g]); }
+#endif
+};
+
 SDK_INLINE Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 
 SDK_INLINE float lane_sum(Vec v) {
