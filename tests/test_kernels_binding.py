@@ -63,10 +63,10 @@ def test_executor_runs_and_owns_its_weights(threads: int, flags: int) -> None:
         assert (executor.seconds().sum() > 0) == bool(flags & PROFILE)
 
 
-def test_isas_are_known_and_baseline_is_among_them() -> None:
+def test_isas_are_those_of_the_platform() -> None:
     found = available_isas()
-    assert found[0] == "baseline"
-    assert [name for name in ISAS if name in found] == list(found)
+    assert found == ("neon",) or found == ("baseline", "avx2", "avx512")[: len(found)]
+    assert found
 
 
 @pytest.mark.parametrize("name", ISAS)
