@@ -6,10 +6,11 @@ right of one row serve as those at the left of the next, so rows are ``(W + halo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sparse_ddpm.program import Concat, Conv, Program
+from sparse_ddpm.program import Add, ChannelNorm, Concat, Conv, NormAct, Operation, Program
 from sparse_ddpm.program.operations import inputs_of
 from sparse_ddpm.program.program import Shape
 
@@ -45,7 +46,7 @@ class Placement:
     row_stride: int
     lead: int
     buffer: str
-    """The value whose buffer this is: itself, or the concatenation that it is a part of."""
+    """The value whose buffer this is: itself, or the one that it is made in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +85,37 @@ def _layout(height: int, width: int, halo: int, lanes: int) -> _Layout:
     return _Layout(lead, row, LINE * (lines | 1))
 
 
-def _parents(program: Program) -> dict[str, tuple[str, int]]:
-    """Values that can be made inside a concatenation: its name and their first channel there."""
+def _in_place(operation: Operation) -> str | None:
+    """The input that ``operation`` may overwrite: read only where, and before, it is written."""
+    match operation:
+        case NormAct() | ChannelNorm():
+            return operation.x
+        case Conv():
+            return operation.residual
+        case Add():
+            return operation.a
+        case _:
+            return None
+
+
+def _parents(program: Program, reuse: bool) -> dict[str, tuple[str, int]]:
+    """Values made inside another value's memory: its name and their first channel there.
+
+    Inputs of a concatenation are made in it; with ``reuse``, what only one operation reads is made
+    where that operation's result will lie, if it may be overwritten.
+    """
     parents: dict[str, tuple[str, int]] = {}
+    uses: Counter[str] = Counter([program.output])
     for operation in program.operations:
+        uses.update(inputs_of(operation))
         if isinstance(operation, Concat):
             for name, channel in ((operation.a, 0), (operation.b, program.shapes[operation.a][0])):
                 if name not in parents:
                     parents[name] = (operation.out, channel)
+    for operation in program.operations:
+        name = _in_place(operation)
+        if reuse and name is not None and uses[name] == 1 and name != program.input:
+            parents.setdefault(name, (operation.out, 0))
     return parents
 
 
@@ -122,7 +146,7 @@ def _place(intervals: Mapping[str, tuple[int, int, int]], reuse: bool) -> dict[s
 
 def plan_arena(program: Program, lanes: int, keep_all: bool) -> Arena:
     """Place every value of ``program``; with ``keep_all`` no memory is used twice."""
-    parents = _parents(program)
+    parents = _parents(program, not keep_all)
 
     def root(name: str) -> tuple[str, int]:
         channel = 0

@@ -10,24 +10,48 @@ using sdk::Operation;
 
 SDK_INLINE int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
-// Sums and sums of squares in double: exact enough that neither the order nor the batch matters,
-// and that the variance may be taken as E[x^2] - E[x]^2.
+// Sums and sums of squares: in float over a run of a few vectors, in double from there, so that
+// neither the order nor the batch matters and the variance may be taken as E[x^2] - E[x]^2.
+constexpr int64_t kMomentRun = 8;  // additions to one float
+
 struct Moments {
   Wide sum[2], square[2];
 
-  SDK_INLINE void add(Vec x) {
-    float lanes[kVector];
-    store(lanes, x);
-    add(lanes);
-  }
-  SDK_INLINE void add(const float *x) {
+  SDK_INLINE void add(Vec sums, Vec squares) {
+    float s[kVector], q[kVector];
+    store(s, sums);
+    store(q, squares);
 #pragma GCC unroll 2
     for (int h = 0; h < 2; ++h) {
-      const HalfVec half = *reinterpret_cast<const LooseHalf *>(x + h * kHalf);
-      const Wide wide = __builtin_convertvector(half, Wide);
-      sum[h] += wide;
-      square[h] += wide * wide;
+      sum[h] += __builtin_convertvector(*reinterpret_cast<const LooseHalf *>(s + h * kHalf), Wide);
+      square[h] +=
+          __builtin_convertvector(*reinterpret_cast<const LooseHalf *>(q + h * kHalf), Wide);
     }
+  }
+
+  // The vectors x[0], x[step], ... below x[length], the last one of what is left.
+  SDK_INLINE void add_run(const float *x, int64_t length, int64_t step) {
+    constexpr int kWays = 4;
+    int64_t i = 0;
+    while (i + kWays * step <= length) {
+      Vec s[kWays] = {}, q[kWays] = {};
+      for (int64_t n = 0; n < kMomentRun && i + kWays * step <= length; ++n, i += kWays * step)
+#pragma GCC unroll 4
+        for (int w = 0; w < kWays; ++w) {
+          const Vec v = load(x + i + w * step);
+          s[w] += v;
+          q[w] += v * v;
+        }
+      add((s[0] + s[1]) + (s[2] + s[3]), (q[0] + q[1]) + (q[2] + q[3]));
+    }
+    if (i >= length) return;
+    Vec s = {}, q = {};
+    for (; i < length; i += step) {
+      const Vec v = length - i < kVector ? load(x + i, length - i) : load(x + i);
+      s += v;
+      q += v * v;
+    }
+    add(s, q);
   }
 };
 
@@ -49,6 +73,24 @@ SDK_INLINE int64_t norm_period(const Operation &op) {
   return lanes % kVector == 0 ? lanes : round_up(op.is.x.width * lanes, kVector);
 }
 
+// An image as runs of floats: its rows, or all of it where no halo lies between them.
+struct Rows {
+  int64_t count, length;
+};
+
+SDK_INLINE bool gapless(const Operation &op, const sdk_tensor &t) {
+  return t.channels == 0 || t.row_stride == t.width * op.step->lanes;
+}
+
+SDK_INLINE Rows rows_of(const Operation &op) {
+  const sdk_tensor &t = op.is.x;
+  const int64_t row = t.width * op.step->lanes;
+  const bool one = op.step->lanes == 1 || op.step->lanes % kVector == 0;
+  if (one && gapless(op, t) && gapless(op, op.is.y) && gapless(op, op.is.out))
+    return {1, t.height * row};
+  return {t.height, row};
+}
+
 int64_t norm_units(const Operation &op) { return op.is.groups; }
 
 // mean, inverse: floats [period]; sum, square: doubles [period].
@@ -60,16 +102,12 @@ void group_statistics(const Operation &op, const float *x, float *mean, float *i
   const int64_t lanes = op.step->lanes;
   const int64_t channels = in.channels / op.is.groups;
   const double count = (double)channels * in.height * in.width;
-  const int64_t length = in.width * lanes;
+  const Rows rows = rows_of(op);
   if (lanes == 1) {
     Moments m = {};
     for (int64_t c = 0; c < channels; ++c)
-      for (int64_t h = 0; h < in.height; ++h) {
-        const float *row = x + c * in.channel_stride + h * in.row_stride;
-        int64_t i = 0;
-        for (; i + kVector <= length; i += kVector) m.add(row + i);
-        if (i < length) m.add(load(row + i, length - i));
-      }
+      for (int64_t h = 0; h < rows.count; ++h)
+        m.add_run(x + c * in.channel_stride + h * in.row_stride, rows.length, kVector);
     double sum = 0.0, square = 0.0;
     for (int h = 0; h < 2; ++h)
       for (int i = 0; i < kHalf; ++i) {
@@ -87,10 +125,8 @@ void group_statistics(const Operation &op, const float *x, float *mean, float *i
     for (int64_t n = 0; n < lanes; n += kVector) {
       Moments m = {};
       for (int64_t c = 0; c < channels; ++c)
-        for (int64_t h = 0; h < in.height; ++h) {
-          const float *row = x + c * in.channel_stride + h * in.row_stride + n;
-          for (int64_t i = 0; i < length; i += lanes) m.add(row + i);
-        }
+        for (int64_t h = 0; h < rows.count; ++h)
+          m.add_run(x + c * in.channel_stride + h * in.row_stride + n, rows.length - n, lanes);
       for (int h = 0; h < 2; ++h)
         for (int i = 0; i < kHalf; ++i)
           finish(m.sum[h][i], m.square[h][i], count, op.is.eps, mean + n + h * kHalf + i,
@@ -99,7 +135,7 @@ void group_statistics(const Operation &op, const float *x, float *mean, float *i
     return;
   }
   // Sums by position in the row first, then by image.
-  const int64_t period = round_up(length, kVector);
+  const int64_t length = in.width * lanes, period = round_up(length, kVector);
   double *sum = scratch, *square = scratch + period;
   for (int64_t i = 0; i < 2 * period; ++i) scratch[i] = 0.0;
   for (int64_t c = 0; c < channels; ++c)
@@ -128,15 +164,29 @@ void group_statistics(const Operation &op, const float *x, float *mean, float *i
 template <bool Silu, bool Residual>
 void norm_row(const float *x, const float *residual, float *out, int64_t length, const float *mean,
               const float *inverse, int64_t period, float a, float b) {
-  int64_t at = 0;
-  for (int64_t i = 0; i < length; i += kVector) {
-    const int64_t n = length - i < kVector ? length - i : kVector;
-    Vec v = (load(x + i, n) - load(mean + at)) * (load(inverse + at) * a) + b;
-    if (Silu) v = silu(v);
-    if (Residual) v += load(residual + i, n);
-    store(out + i, v, n);
-    at += kVector;
-    if (at == period) at = 0;
+  const auto apply = [b](Vec v, Vec m, Vec scale) {
+    v = (v - m) * scale + b;
+    return Silu ? silu(v) : v;
+  };
+  int64_t i = 0, at = 0;
+  if (period == kVector) {
+    const Vec m = load(mean), scale = load(inverse) * a;
+    for (; i + kVector <= length; i += kVector) {
+      const Vec v = apply(load(x + i), m, scale);
+      store(out + i, Residual ? v + load(residual + i) : v);
+    }
+  } else {
+    for (; i + kVector <= length; i += kVector) {
+      const Vec v = apply(load(x + i), load(mean + at), load(inverse + at) * a);
+      store(out + i, Residual ? v + load(residual + i) : v);
+      at += kVector;
+      if (at == period) at = 0;
+    }
+  }
+  if (i < length) {
+    const int64_t n = length - i;
+    const Vec v = apply(load(x + i, n), load(mean + at), load(inverse + at) * a);
+    store(out + i, Residual ? v + load(residual + i, n) : v, n);
   }
 }
 
@@ -154,12 +204,13 @@ void norm_act(const Operation &op, int64_t group, float *scratch) {
   const bool residual = is.y.channels > 0;
   const auto row = is.silu ? (residual ? &norm_row<true, true> : &norm_row<true, false>)
                            : (residual ? &norm_row<false, true> : &norm_row<false, false>);
+  const Rows rows = rows_of(op);
   for (int64_t c = group * channels; c < (group + 1) * channels; ++c)
-    for (int64_t h = 0; h < is.x.height; ++h)
+    for (int64_t h = 0; h < rows.count; ++h)
       row(arena + is.x.offset + c * is.x.channel_stride + h * is.x.row_stride,
           arena + is.y.offset + c * is.y.channel_stride + h * is.y.row_stride,
           arena + is.out.offset + c * is.out.channel_stride + h * is.out.row_stride,
-          is.x.width * op.step->lanes, mean, inverse, period, a[c], b[c]);
+          rows.length, mean, inverse, period, a[c], b[c]);
 }
 
 constexpr int kColumns = 4;       // vectors of pixels that go through a channel norm together
