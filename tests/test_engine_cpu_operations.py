@@ -309,7 +309,8 @@ def test_silu_is_accurate_over_its_whole_range() -> None:
     tiny = beta <= -87
     assert np.abs(got[tiny]).max() < 2e-36
     exact = ~tiny & (wanted != 0)
-    assert (np.abs(got - wanted)[exact] / np.abs(wanted[exact])).max() < 4e-7
+    ulps = np.abs(got - wanted)[exact] / np.abs(wanted[exact]) * 2.0**23
+    assert (ulps / (5 + np.abs(beta[exact]) / 2)).max() < 1.2
     assert (got[wanted == 0] == 0).all()
 
 

@@ -171,8 +171,8 @@ SDK_INLINE Vec exponential(Vec x) {
 #endif
 }
 
-// x / (1 + e^-x) to 5 units in the last place of max(|x|, 1) / 4; NaN for NaN. With t = -x log2 e
-// limited to 126 above, e^-x = 2^t is a power of two times a minimax polynomial (relative error
+// x / (1 + e^-x) to 5 + |x| / 2 units in the last place for x >= -87, 1e-36 |x| at most below; NaN
+// for NaN. With t = -x log2 e limited to 126, e^-x = 2^t is a power of two times a minimax polynomial (relative error
 // 9e-8): a multiply-add where `exponential` needs two, and no cases.
 SDK_INLINE Vec silu(Vec x) {
 #if defined(__AVX512F__)
