@@ -54,17 +54,22 @@ def _function(name: str, *arguments: type) -> Callable[..., float]:
     try:
         function = getattr(load(), name)
     except AttributeError:
-        raise KernelError(f"CPU engine: expected a library with {name}, got an older one.") from None
+        raise KernelError(
+            f"CPU engine: expected a library with {name}, got an older one."
+        ) from None
     function.restype, function.argtypes = ctypes.c_double, arguments
     found: Callable[..., float] = function
     return found
 
 
+def default_isa() -> str:
+    """The instruction set that an `Executor` would take."""
+    forced = chosen_isa()
+    return ISAS[forced] if forced >= 0 else available_isas()[-1]
+
+
 def _index(isa: str | None) -> int:
     available = available_isas()
-    if isa is None:
-        forced = chosen_isa()
-        return forced if forced >= 0 else ISAS.index(available[-1])
-    if isa not in available:
+    if isa is not None and isa not in available:
         raise KernelError(f"isa: expected one of {', '.join(available)}, got {isa!r}.")
-    return ISAS.index(isa)
+    return ISAS.index(isa or default_isa())

@@ -69,16 +69,19 @@ def benchmark(settings: Settings, progress: Progress = lambda _: None) -> list[O
     """Every engine at every batch size, in the order of ``settings``."""
     found: list[Outcome] = []
     for batch in settings.batches:
-        found += _at_batch(settings, batch, lambda text, b=batch: progress(f"batch {b}: {text}"))
+        found += _at_batch(settings, batch, progress)
     return found
 
 
 def _at_batch(settings: Settings, batch: int, progress: Progress) -> list[Outcome]:
+    def say(text: str) -> None:
+        progress(f"batch {batch}: {text}")
+
     program, middle = settings.program, SCHEDULE // 2
     times = schedule(settings.timesteps)
     rng = np.random.default_rng([settings.seed, batch])
     x = rng.standard_normal((batch, *program.input_shape), dtype=np.float32)
-    progress("reference in float64")
+    say("reference in float64")
     images, wanted = _reference(program, x, times[middle])
     job = Job(settings.ticket, batch, settings.threads, settings.device, times)
     outcomes = [Outcome(spec, batch) for spec in settings.engines]
@@ -89,7 +92,7 @@ def _at_batch(settings: Settings, batch: int, progress: Progress) -> list[Outcom
             if reason is not None:
                 outcome.problem, outcome.missing = reason, True
                 continue
-            progress(f"building {outcome.spec.label}")
+            say(f"building {outcome.spec.label}")
             worker = stack.enter_context(Worker(outcome.spec, settings.threads))
             try:
                 outcome.built = worker.build(job)
@@ -108,7 +111,7 @@ def _at_batch(settings: Settings, batch: int, progress: Progress) -> list[Outcom
                 worker.close()
                 continue
             workers.append((outcome, worker))
-        _time(workers, settings, progress)
+        _time(workers, settings, say)
     return outcomes
 
 

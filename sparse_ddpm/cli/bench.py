@@ -48,31 +48,50 @@ def add_parser(subparsers: Any) -> None:
         help="all, none, or names (default: all)",
     )
     parser.add_argument(
+        "--layers",
+        action="store_true",
+        help="no peers: each layer of this package's engine beside the machine's limits",
+    )
+    parser.add_argument(
         "--rounds", type=common.positive, default=10, help="turns of each engine (default: 10)"
     )
     parser.add_argument(
         "--seed", type=common.natural, default=0, help="of the input and of the order (default: 0)"
+    )
+    parser.add_argument(
+        "--picture",
+        type=Path,
+        metavar="FILE",
+        help="also draw the steps as bars (.png, .svg, .pdf)",
     )
     common.add_json(parser)
     parser.set_defaults(run=run, parser=parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    """Time the engines, or with ``--layers`` the layers of one."""
+    if args.synthetic is not None:
+        args.synthetic = fraction(args.synthetic)
+    return run_layers(args) if args.layers else run_engines(args)
+
+
+def run_engines(args: argparse.Namespace) -> int:
     """Build, compare, time, report."""
     from sparse_ddpm.bench.engines import OURS, ours, select_peers
     from sparse_ddpm.bench.machine import cores, machine, versions
     from sparse_ddpm.bench.measure import Rhythm
+    from sparse_ddpm.bench.picture import check_picture, save_steps
     from sparse_ddpm.bench.report import problem_row, result_row, table
     from sparse_ddpm.bench.run import Settings, benchmark, ratios
     from sparse_ddpm.errors import ConfigError
     from sparse_ddpm.lower import lower
 
-    if args.synthetic is not None:
-        args.synthetic = fraction(args.synthetic)
     try:
         engines = (*(ours(name) for name in dict.fromkeys(args.dtype)), *select_peers(args.peers))
     except ConfigError as error:
         args.parser.error(str(error))
+    if args.picture:
+        check_picture(args.picture)
     ticket, name = common.open_ticket(args)
     threads = args.threads or cores()
     started = machine()
@@ -89,37 +108,104 @@ def run(args: argparse.Namespace) -> int:
             seed=args.seed,
         )
         outcomes = benchmark(settings, progress)
-    if sys.stderr.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr)
+    clear_progress()
     found = ratios(outcomes)
     failed = [o for o in outcomes if o.times is None]
+    result = {
+        **about(ticket, name, args.device, threads),
+        "results": [result_row(o) for o in outcomes if o.times is not None],
+        "ratios": found,
+        "missing": [problem_row(o) for o in failed if o.missing],
+        "failed": [problem_row(o) for o in failed if not o.missing],
+        "rounds": args.rounds,
+        "seed": args.seed,
+        "machine": started,
+        "versions": versions(),
+    }
+    if args.picture and result["results"]:
+        save_steps(result, args.picture)
     if args.json:
-        common.print_json(
-            {
-                "device": args.device,
-                "threads": threads,
-                "model": model_name(ticket),
-                "sparsity": ticket.sparsity,
-                "pattern": ticket.provenance.pattern,
-                "ticket": name,
-                "results": [result_row(o) for o in outcomes if o.times is not None],
-                "ratios": found,
-                "missing": [problem_row(o) for o in failed if o.missing],
-                "failed": [problem_row(o) for o in failed if not o.missing],
-                "rounds": args.rounds,
-                "seed": args.seed,
-                "machine": started,
-                "versions": versions(),
-            }
-        )
+        common.print_json(result)
     else:
-        print(
-            f"{name}: {model_name(ticket)}, {ticket.sparsity:.2%} of the prunable weights pruned "
-            f"({ticket.provenance.pattern}); {threads} threads on {started['cpu']}"
-        )
+        print(heading(ticket, name, threads))
         for line in table(outcomes, found):
             print(line)
     return 1 if any(o.spec.name == OURS for o in failed) else 0
+
+
+def run_layers(args: argparse.Namespace) -> int:
+    """A roofline: every operation of the engine's step beside the measured limits."""
+    from sparse_ddpm.bench.ceilings import measure_ceilings
+    from sparse_ddpm.bench.layers import table, time_layers, totals
+    from sparse_ddpm.bench.machine import cores, machine
+    from sparse_ddpm.lower import lower
+
+    if args.device == "numpy" or len(args.dtype) > 1 or args.picture:
+        args.parser.error("--layers: expected the cpu engine, one --dtype and no --picture")
+    ticket, name = common.open_ticket(args)
+    program = lower(ticket)
+    progress("the machine's limits")
+    ceilings = measure_ceilings(args.threads or cores())
+    middle = float(ticket.diffusion.timesteps // 2)
+    found = []
+    for batch in dict.fromkeys(args.batch):
+        progress(f"batch {batch}: layers")
+        found.append(
+            time_layers(
+                program,
+                ceilings,
+                batch=batch,
+                timestep=middle,
+                dtype=args.dtype[0],
+                seed=args.seed,
+            )
+        )
+    clear_progress()
+    if args.json:
+        common.print_json(
+            {
+                **about(ticket, name, args.device, ceilings.threads),
+                "dtype": args.dtype[0],
+                "ceilings": ceilings.as_json(),
+                "totals": [totals(layers) for layers in found],
+                "layers": [layer.as_json() for layers in found for layer in layers],
+                "machine": machine(),
+            }
+        )
+        return 0
+    limits = ceilings.as_json()
+    levels = ", ".join(f"{level} {rate:.0f}" for level, rate in limits["gbytes_per_s"].items())
+    print(
+        f"{heading(ticket, name, ceilings.threads)}\n{ceilings.isa}: "
+        f"{limits['gflops_per_s']:.0f} GFLOP/s of multiply-adds; GB/s read from {levels}"
+    )
+    for layers in found:
+        print(f"\nbatch {layers[0].batch}")
+        for line in table(layers):
+            print(line)
+    return 0
+
+
+def about(ticket: Ticket, name: str, device: str, threads: int) -> dict[str, Any]:
+    """What both forms of the JSON object begin with."""
+    return {
+        "device": device,
+        "threads": threads,
+        "model": model_name(ticket),
+        "sparsity": ticket.sparsity,
+        "pattern": ticket.provenance.pattern,
+        "ticket": name,
+    }
+
+
+def heading(ticket: Ticket, name: str, threads: int) -> str:
+    """The same for people."""
+    from sparse_ddpm.bench.machine import cpu_name
+
+    return (
+        f"{name}: {model_name(ticket)}, {ticket.sparsity:.2%} of the prunable weights pruned "
+        f"({ticket.provenance.pattern}); {threads} thread{'s' * (threads > 1)} on {cpu_name()}"
+    )
 
 
 def fraction(text: str) -> str:
@@ -166,3 +252,9 @@ def progress(text: str) -> None:
         print(f"\r\x1b[Kbench: {text}", end="", file=sys.stderr, flush=True)
     else:
         print(f"bench: {text}", file=sys.stderr, flush=True)
+
+
+def clear_progress() -> None:
+    """Leave no half line on a terminal."""
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)

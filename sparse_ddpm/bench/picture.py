@@ -1,0 +1,132 @@
+"""Pictures of benchmarks, from the objects that ``bench --json`` prints. Needs matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sparse_ddpm.bench.engines import EXTRA, OURS
+from sparse_ddpm.errors import ConfigError, MissingDependencyError, expected
+from sparse_ddpm.files import write_atomically
+
+FORMATS = (".png", ".svg", ".pdf")
+OUR_COLOUR, PEER_COLOURS = "#d1495b", {"float32": "#8d99ae", "bfloat16": "#c6ccd8"}
+COLOURS = ("#d1495b", "#00798c", "#edae49", "#66a182", "#5f4b8b")
+
+
+def check_picture(path: Path) -> None:
+    """Raise before the long work, not after: `ConfigError` for a suffix that cannot be written,
+    `MissingDependencyError` without matplotlib.
+    """
+    if path.suffix.lower() not in FORMATS:
+        wanted = f"a suffix among {', '.join(FORMATS)}"
+        raise ConfigError(expected(f"picture {path}", wanted, repr(path.suffix)))
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(expected(f"picture {path}", "an existing folder", path.parent))
+    try:
+        import matplotlib  # noqa: F401 - asked for so that its absence has one clear error
+    except ImportError as error:
+        wanted = f"to be installed for pictures: {EXTRA}"
+        raise MissingDependencyError(expected("matplotlib", wanted, error)) from None
+
+
+def save_steps(result: dict[str, Any], path: Path) -> None:
+    """Bars: the median step of every engine with its p10 and p90, a panel for each batch."""
+    batches = list(dict.fromkeys(row["batch"] for row in result["results"]))
+    figure, axes = _figure(len(batches), width=5.2, height=3.6)
+    for axis, batch in zip(axes, batches, strict=True):
+        rows = [row for row in result["results"] if row["batch"] == batch]
+        rows.sort(key=lambda row: -row["step_ms"])
+        medians = [row["step_ms"] for row in rows]
+        spread = [
+            [row["step_ms"] - row["p10_ms"] for row in rows],
+            [row["p90_ms"] - row["step_ms"] for row in rows],
+        ]
+        names = [
+            f"{r['engine']} {r['dtype']}" if r["engine"] == OURS else r["engine"] for r in rows
+        ]
+        colours = [
+            OUR_COLOUR if row["engine"] == OURS else PEER_COLOURS.get(row["dtype"], "#8d99ae")
+            for row in rows
+        ]
+        axis.barh(names, medians, xerr=spread, color=colours, error_kw={"lw": 0.8})
+        for index, median in enumerate(medians):
+            axis.text(median, index, f"  {median:.3g}", va="bottom", fontsize=8)
+        axis.set_xlabel("ms a step")
+        axis.set_title(f"batch {batch}", fontsize=10)
+    figure.suptitle(
+        f"{result['model']}, {result['sparsity']:.0%} pruned ({result['pattern']}), "
+        f"{result['threads']} threads",
+        fontsize=11,
+    )
+    _write(figure, path)
+
+
+def save_speedup(results: Sequence[dict[str, Any]], path: Path) -> None:
+    """Lines: speed-up against sparsity, a panel for each batch, a colour for each pattern.
+
+    Solid: our float32 over the fastest float32 peer; dashed: our fastest over the fastest peer of
+    any precision. Raises `ConfigError` when no result has a ratio.
+    """
+    batches = sorted({row["batch"] for result in results for row in result["ratios"]})
+    if not batches:
+        raise ConfigError(expected("speed-up picture", "results with peers", "none"))
+    patterns = sorted({result["pattern"] for result in results})
+    figure, axes = _figure(len(batches), width=4.6, height=3.9)
+    for axis, batch in zip(axes, batches, strict=True):
+        for colour, pattern in zip(_colours(len(patterns)), patterns, strict=True):
+            for key, line, words in (
+                ("vs_fastest_fp32_peer", "-", "over float32 peers"),
+                ("vs_fastest_peer", "--", "over all peers"),
+            ):
+                points = sorted(
+                    (100 * result["sparsity"], row[key])
+                    for result in results
+                    for row in result["ratios"]
+                    if result["pattern"] == pattern and row["batch"] == batch and row[key]
+                )
+                if points:
+                    x, y = zip(*points, strict=True)
+                    style = {"color": colour, "marker": "o", "ms": 3.5, "lw": 1.4}
+                    axis.plot(x, y, line, label=f"{pattern}, {words}", **style)
+        axis.axhline(1.0, color="#444444", lw=0.8)
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}x")
+        axis.yaxis.set_major_locator(_ticks())
+        axis.yaxis.minorticks_off()
+        axis.grid(alpha=0.3, lw=0.5)
+        axis.set_xlabel("% of the weights pruned")
+        axis.set_title(f"batch {batch}", fontsize=10)
+    axes[0].set_ylabel("steps a second, times the fastest peer")
+    axes[0].legend(fontsize=8, frameon=False)
+    first = results[0]
+    figure.suptitle(
+        f"{first['model']}: speed over the fastest peer, {first['threads']} threads", fontsize=11
+    )
+    _write(figure, path)
+
+
+def _ticks() -> Any:
+    from matplotlib.ticker import LogLocator
+
+    return LogLocator(base=10.0, subs=(1.0, 2.0, 5.0), numticks=20)
+
+
+def _colours(count: int) -> tuple[str, ...]:
+    return tuple(COLOURS[index % len(COLOURS)] for index in range(count))
+
+
+def _figure(panels: int, width: float, height: float) -> tuple[Any, list[Any]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * panels, height), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, list(axes)
+
+
+def _write(figure: Any, path: Path) -> None:
+    kind = path.suffix.lower().removeprefix(".")
+    write_atomically(path, lambda file: figure.savefig(file, format=kind, dpi=150))
