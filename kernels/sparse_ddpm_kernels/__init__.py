@@ -4,6 +4,7 @@
 """
 
 from sparse_ddpm_kernels.binding import (
+    HALF,
     ISAS,
     POISON,
     PROFILE,
@@ -17,6 +18,7 @@ from sparse_ddpm_kernels.binding import (
 from sparse_ddpm_kernels.executor import Executor
 
 __all__ = [
+    "HALF",
     "ISAS",
     "POISON",
     "PROFILE",

@@ -25,6 +25,8 @@ POISON = 1
 """Flag: fill arena and scratch with NaN before every run."""
 PROFILE = 2
 """Flag: keep the time of every operation."""
+HALF = 4
+"""Flag: activations are stored as float16; arithmetic, weights, input and output stay float32."""
 
 
 class KernelError(RuntimeError):

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from sparse_ddpm_kernels.binding import (
     ABI,
+    HALF,
     ISAS,
     KernelError,
     NativeProgram,
@@ -27,8 +28,8 @@ _ERROR_BYTES = 512
 class Executor:
     """Owns a native engine. The arrays behind ``ops`` are copied and may go once it is made.
 
-    ``arena``: floats; ``lanes``: images of one pass, 1 or a multiple of 16; ``flags``: of
-    `POISON`, `PROFILE`. Nothing here checks an offset or a stride: that is the caller's duty.
+    ``arena``: numbers; ``lanes``: images of one pass, 1 or a multiple of 16; ``flags``: of
+    `POISON`, `PROFILE`, `HALF`. Nothing here checks an offset or a stride: that is the caller's duty.
     Raises `KernelError` when the library is missing or refuses.
     """
 
@@ -45,6 +46,7 @@ class Executor:
         self._lock = threading.Lock()
         self._count = len(ops)
         self._arena_floats = arena
+        self._half = bool(flags & HALF)
         array = (Op * len(ops))(*ops)
         program = NativeProgram(ABI, chosen_isa(), threads, flags, lanes, arena, len(ops), array)
         error = ctypes.create_string_buffer(_ERROR_BYTES)
@@ -68,11 +70,13 @@ class Executor:
         with self._lock:
             self._library.sdk_run(self._open(), x.ctypes.data, out.ctypes.data, row, len(x))
 
-    def arena(self) -> NDArray[np.float32]:
-        """The arena, float32 ``[arena]``, as the last pass left it; valid until `close`."""
+    def arena(self) -> NDArray[Any]:
+        """The arena as the last pass left it, ``[arena]``, float32 or float16; valid until `close`."""
         address = self._library.sdk_arena(self._open())
-        pointer = ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
-        return np.ctypeslib.as_array(pointer, shape=(self._arena_floats,))
+        kind = ctypes.c_uint16 if self._half else ctypes.c_float
+        pointer = ctypes.cast(address, ctypes.POINTER(kind))
+        stored = np.ctypeslib.as_array(pointer, shape=(self._arena_floats,))
+        return stored.view(np.float16) if self._half else stored
 
     def seconds(self) -> NDArray[np.float64]:
         """Seconds of the last step by operation, ``[ops]``; needs the flag `PROFILE`."""

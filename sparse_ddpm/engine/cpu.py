@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sparse_ddpm_kernels import POISON, PROFILE, Executor, KernelError, Kind, Op, Tensor
+from sparse_ddpm_kernels import HALF, POISON, PROFILE, Executor, KernelError, Kind, Op, Tensor
 
 from sparse_ddpm.engine.arena import Placement, taps_of
 from sparse_ddpm.engine.base import Engine, Images, check_batch, check_timesteps
@@ -27,6 +27,7 @@ from sparse_ddpm.program import (
 )
 
 MAX_THREADS = 1_024
+DTYPES = ("float32", "float16")
 TABLE_ROWS = 256
 """Steps whose float64 table is held at once."""
 
@@ -39,8 +40,10 @@ def default_threads() -> int:
 
 
 class CpuEngine(Engine):
-    """Runs a Program with the C++ kernels, float32 throughout.
+    """Runs a Program with the C++ kernels.
 
+    ``dtype``: of activations in memory. Arithmetic, weights, input and output are float32 with
+    either; float16 rounds each value to 11 bits and holds at most 65504 (beyond is infinity).
     ``threads``: default all cores this process may use, the caller's own included.
     ``keep_all``: give every value memory of its own. ``group``: the G of every convolution's
     panels (default: the plan chooses). ``profile``: see `timings`.
@@ -63,11 +66,14 @@ class CpuEngine(Engine):
         threads = default_threads() if threads is None else threads
         if type(threads) is not int or not 1 <= threads <= MAX_THREADS:
             raise EngineError(expected("threads", f"1 to {MAX_THREADS}", repr(threads)))
-        if dtype != "float32":
-            raise EngineError(expected("dtype of the cpu engine", "'float32'", repr(dtype)))
+        if dtype not in DTYPES:
+            raise EngineError(
+                expected("dtype of the cpu engine", f"one of {', '.join(DTYPES)}", repr(dtype))
+            )
         self.program = program
         self.batch = check_batch(batch)
         self.threads = threads
+        self.dtype = dtype
         self._group = group
         self.plan = make_plan(program, self.batch, keep_all=keep_all, group=group)
         self._tracer: CpuEngine | None = self if keep_all else None
@@ -84,7 +90,7 @@ class CpuEngine(Engine):
                 arena=self.plan.arena.size,
                 lanes=self.plan.lanes,
                 threads=threads,
-                flags=poison | (PROFILE if profile else 0),
+                flags=poison | (PROFILE if profile else 0) | (HALF if dtype == "float16" else 0),
             )
         except KernelError as error:
             raise EngineError(str(error)) from error
@@ -92,7 +98,7 @@ class CpuEngine(Engine):
     @property
     def description(self) -> str:
         plural = "" if self.threads == 1 else "s"
-        return f"cpu {self._executor.isa}, {self.threads} thread{plural}"
+        return f"cpu {self._executor.isa}, {self.threads} thread{plural}, {self.dtype}"
 
     def set_schedule(self, timesteps: NDArray[Any]) -> None:
         t = check_timesteps(timesteps)
@@ -127,7 +133,12 @@ class CpuEngine(Engine):
         """As `run`, but every value by name; the first call plans a second engine."""
         if self._tracer is None:
             self._tracer = CpuEngine(
-                self.program, self.batch, self.threads, keep_all=True, group=self._group
+                self.program,
+                self.batch,
+                self.threads,
+                self.dtype,
+                keep_all=True,
+                group=self._group,
             )
         tracer = self._tracer
         if tracer is not self and self._timesteps is not None:
@@ -143,7 +154,7 @@ class CpuEngine(Engine):
         arena, placements = self._executor.arena(), self.plan.arena.placements
         return {name: self._value(arena, placements[name], len(x)) for name in self.program.shapes}
 
-    def _value(self, arena: NDArray[np.float32], placement: Placement, images: int) -> Images:
+    def _value(self, arena: NDArray[Any], placement: Placement, images: int) -> Images:
         strides = (placement.channel_stride, placement.row_stride, self.plan.lanes, 1)
         view = np.lib.stride_tricks.as_strided(
             arena[placement.offset :],
@@ -151,7 +162,7 @@ class CpuEngine(Engine):
             strides=tuple(stride * arena.itemsize for stride in strides),
             writeable=False,
         )
-        return np.ascontiguousarray(view.transpose(3, 0, 1, 2))
+        return np.ascontiguousarray(view.transpose(3, 0, 1, 2), dtype=np.float32)
 
     def timings(self) -> list[tuple[str, float]]:
         """Seconds of the last step by value made, in order; needs ``profile``."""

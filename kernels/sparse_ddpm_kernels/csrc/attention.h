@@ -5,12 +5,9 @@
 // vectors in place, one image and head is copied into scratch and back.
 #pragma once
 
-#include "operation.h"
-#include "vec.h"
+#include "real.h"
 
 namespace {
-
-using sdk::Operation;
 
 constexpr int kBlockA = 4, kBlockB = kManyRegisters ? 4 : 2;
 constexpr int64_t kRun = 8;  // vectors of pixels whose exponentials are held at once
@@ -195,10 +192,10 @@ SDK_INLINE bool contiguous(const sdk_tensor &t, int64_t lanes) {
   return t.height == 1 || t.row_stride == t.width * lanes;
 }
 
-// Whether the vectors can be read and written in place.
+// Whether the vectors can be read and written in place: as floats.
 SDK_INLINE bool in_place(const Operation &op) {
   const int64_t lanes = op.step->lanes, pixels = (int64_t)op.is.x.height * op.is.x.width;
-  return contiguous(op.is.x, lanes) && contiguous(op.is.out, lanes) &&
+  return sizeof(Real) == sizeof(float) && contiguous(op.is.x, lanes) && contiguous(op.is.out, lanes) &&
          (lanes == 1 ? pixels % kVector == 0 : lanes % kVector == 0);
 }
 
@@ -246,10 +243,11 @@ void attention(const Operation &op, int64_t unit, float *scratch) {
     head.in = x.channel_stride;
     head.result = out.channel_stride;
     const int64_t shift = head.planar ? 0 : slice * kVector;
-    head.q = op.step->arena + x.offset + first * depth * x.channel_stride + shift;
+    float *arena = static_cast<float *>(op.step->arena);
+    head.q = arena + x.offset + first * depth * x.channel_stride + shift;
     head.k = head.q + hidden * x.channel_stride;
     head.v = head.k + hidden * x.channel_stride;
-    head.out = op.step->arena + out.offset + first * depth * out.channel_stride + shift;
+    head.out = arena + out.offset + first * depth * out.channel_stride + shift;
     return Compute(head, scratch);
   }
   head.planar = true;
@@ -261,11 +259,11 @@ void attention(const Operation &op, int64_t unit, float *scratch) {
   for (int i = 0; i < 3; ++i)
     for (int64_t d = 0; d < depth; ++d) {
       float *to = copy[i] + d * head.in;
-      const float *from = op.step->arena + x.offset +
+      const Real *from = arena_of(op) + x.offset +
                           (i * hidden + first * depth + d) * x.channel_stride + slice;
       for (int64_t h = 0; h < x.height; ++h)
         for (int64_t w = 0; w < x.width; ++w)
-          to[h * x.width + w] = from[h * x.row_stride + w * lanes];
+          to[h * x.width + w] = number(from[h * x.row_stride + w * lanes]);
       // Past the image: keys that weigh nothing, and no values.
       for (int64_t p = pixels; p < head.in; ++p) to[p] = i == 1 ? -__builtin_inff() : 0.0f;
     }
@@ -276,10 +274,10 @@ void attention(const Operation &op, int64_t unit, float *scratch) {
   Compute(head, scratch + copied_floats(op));
   for (int64_t d = 0; d < depth; ++d) {
     const float *from = copy[3] + d * head.result;
-    float *to = op.step->arena + out.offset + (first * depth + d) * out.channel_stride + slice;
+    Real *to = arena_of(op) + out.offset + (first * depth + d) * out.channel_stride + slice;
     for (int64_t h = 0; h < out.height; ++h)
       for (int64_t w = 0; w < out.width; ++w)
-        to[h * out.row_stride + w * lanes] = from[h * out.width + w];
+        set_number(to + h * out.row_stride + w * lanes, from[h * out.width + w]);
   }
 }
 

@@ -1,12 +1,10 @@
 // Sparse convolution over panels: y[co, p] = bias[co] + sum_k value[k, co] * x[offset_k + p].
 #pragma once
 
-#include "operation.h"
-#include "vec.h"
+#include "real.h"
 
 namespace {
 
-using sdk::Operation;
 using sdk::TileArguments;
 using sdk::TileFunction;
 
@@ -62,7 +60,7 @@ void conv_tile(const TileArguments &t) {
       for (; k + kSplit <= stop; k += kSplit) {
 #pragma GCC unroll 16
         for (int s = 0; s < kSplit; ++s) {
-          const float *x = t.x + t.offset[k + s];
+          const Real *x = static_cast<const Real *>(t.x) + t.offset[k + s];
           Vec pixels[Rows][Vectors];
 #pragma GCC unroll 16
           for (int r = 0; r < Rows; ++r)
@@ -82,7 +80,7 @@ void conv_tile(const TileArguments &t) {
       }
       if constexpr (kSplit > 1) {
         for (; k < stop; ++k) {
-          const float *x = t.x + t.offset[k];
+          const Real *x = static_cast<const Real *>(t.x) + t.offset[k];
 #pragma GCC unroll 16
           for (int g = 0; g < Group; ++g)
 #pragma GCC unroll 16
@@ -117,9 +115,10 @@ void conv_tile(const TileArguments &t) {
     for (int g = 0; g < Group; ++g) {
       const int64_t channel = t.slot[panel * group + t.part + g];
       if (channel < 0) continue;
-      float *out = t.out + channel * t.out_channel;
+      Real *out = static_cast<Real *>(t.out) + channel * t.out_channel;
       if (t.residual != nullptr) {
-        const float *residual = t.residual + channel * t.residual_channel;
+        const Real *residual =
+            static_cast<const Real *>(t.residual) + channel * t.residual_channel;
 #pragma GCC unroll 16
         for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 16
@@ -184,7 +183,7 @@ int64_t conv_units(const Operation &op) { return op.flat ? op.blocks : op.tile_c
 // One tile of the image through one block of panels.
 void conv_rows(const Operation &op, int64_t unit) {
   const sdk_op &is = op.is;
-  float *arena = op.step->arena;
+  Real *arena = arena_of(op);
   const sdk::Tile &tile = op.tiles[unit / op.blocks];
   const int64_t block = unit % op.blocks;
   TileArguments t = tile_arguments(op);
@@ -208,10 +207,10 @@ alignas(64) constexpr int32_t kOwnSlots[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10,
 
 // A block of panels over the whole image as one run, halo columns included (their sums are
 // dropped): for images whose rows are no multiple of the vectors.
-void conv_flat(const Operation &op, int64_t block, float *scratch) {
+void conv_flat(const Operation &op, int64_t block, Real *scratch) {
   const sdk_op &is = op.is;
   const sdk_tensor &out = is.out;
-  float *arena = op.step->arena;
+  Real *arena = arena_of(op);
   const int64_t length = out.width * op.step->lanes;
   TileArguments t = tile_arguments(op);
   const int step = is.group < kMaxGroup ? is.group : kMaxGroup;
@@ -230,9 +229,9 @@ void conv_flat(const Operation &op, int64_t block, float *scratch) {
       const int64_t channel = is.slot[panel * is.group + g];
       if (channel < 0) continue;
       for (int64_t h = 0; h < out.height; ++h) {
-        const float *from = scratch + g * op.flat_floats + h * is.x.row_stride;
-        float *to = arena + out.offset + channel * out.channel_stride + h * out.row_stride;
-        const float *residual =
+        const Real *from = scratch + g * op.flat_floats + h * is.x.row_stride;
+        Real *to = arena + out.offset + channel * out.channel_stride + h * out.row_stride;
+        const Real *residual =
             is.y.channels > 0
                 ? arena + is.y.offset + channel * is.y.channel_stride + h * is.y.row_stride
                 : nullptr;
@@ -249,7 +248,7 @@ void conv_flat(const Operation &op, int64_t block, float *scratch) {
 
 void conv(const Operation &op, int64_t unit, float *scratch) {
   if (op.flat) {
-    conv_flat(op, unit, scratch);
+    conv_flat(op, unit, reinterpret_cast<Real *>(scratch));
   } else {
     conv_rows(op, unit);
   }

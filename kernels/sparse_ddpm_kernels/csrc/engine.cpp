@@ -51,7 +51,8 @@ uint32_t supported() {
   uint32_t isas = 1u << SDK_BASELINE;
 #if defined(SDK_X86_KERNELS)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c")) {
     isas |= 1u << SDK_AVX2;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
@@ -62,15 +63,17 @@ uint32_t supported() {
 #endif
 }
 
-const Kernels &kernels_of(int isa) {
+const Kernels &kernels_of(int isa, bool half) {
 #if defined(SDK_NEON_KERNELS)
-  if (isa == SDK_NEON) return neon_kernels;
+  if (isa == SDK_NEON) return half ? neon_half_kernels : neon_kernels;
 #else
+  if (isa == SDK_BASELINE && half)
+    throw std::invalid_argument("the baseline instruction set has no 16-bit floats");
   if (isa == SDK_BASELINE) return baseline_kernels;
 #endif
 #if defined(SDK_X86_KERNELS)
-  if (isa == SDK_AVX2) return avx2_kernels;
-  if (isa == SDK_AVX512) return avx512_kernels;
+  if (isa == SDK_AVX2) return half ? avx2_half_kernels : avx2_kernels;
+  if (isa == SDK_AVX512) return half ? avx512_half_kernels : avx512_kernels;
 #endif
   throw std::invalid_argument("no such instruction set");
 }
@@ -101,19 +104,22 @@ int64_t image_floats(const sdk_tensor &t) {
   return static_cast<int64_t>(t.channels) * t.height * t.width;
 }
 
-void zero(float *from, int64_t count) {
-  std::memset(from, 0, static_cast<size_t>(count) * sizeof(float));
+template <class Real>
+void zero(Real *from, int64_t count) {
+  std::memset(from, 0, static_cast<size_t>(count) * sizeof(Real));
 }
 
-void clear_halo(const sdk_tensor &t, float *arena, int64_t lanes, int64_t unit) {
+// Real: float, or the bits of a half.
+template <class Real>
+void clear_halo(const sdk_tensor &t, Real *arena, int64_t lanes, int64_t unit) {
   const int64_t row = t.width * lanes, gap = t.row_stride - row;
   const int64_t end = (unit + 1) * kHaloChannels;
   for (int64_t c = unit * kHaloChannels; c < end && c < t.channels; ++c) {
-    float *first = arena + t.offset + c * t.channel_stride;
+    Real *first = arena + t.offset + c * t.channel_stride;
     zero(first - t.channel_lead, t.channel_lead);
     // Gaps are short as a rule: a call for each would cost more than its floats.
     for (int64_t h = 0; h + 1 < t.height; ++h)
-      for (int64_t i = row; i < row + gap; ++i) first[h * t.row_stride + i] = 0.0f;
+      for (int64_t i = row; i < row + gap; ++i) first[h * t.row_stride + i] = Real{};
     zero(first + (t.height - 1) * t.row_stride + row, t.halo * (t.row_stride + lanes));
   }
 }
@@ -152,8 +158,10 @@ sdk_engine::sdk_engine(const sdk_program &program) : flags(program.flags) {
       if (supported() >> i & 1) isa = i;
   if (isa >= SDK_ISAS || !(supported() >> isa & 1))
     throw std::invalid_argument("this machine lacks the instruction set that was asked for");
-  kernels = &kernels_of(isa);
-  arena_floats = kPad + program.arena + kPad;
+  const bool half = flags & SDK_HALF;
+  kernels = &kernels_of(isa, half);
+  // Of halves two fill a float.
+  arena_floats = (half ? (program.arena + 1) / 2 : program.arena) + 2 * kPad;
   arena = allocate(arena_floats);
   step.arena = arena.get() + kPad;
   step.lanes = program.lanes;
@@ -217,7 +225,11 @@ void sdk_engine::work(void *self, int64_t task, int64_t unit, int thread) {
   const Operation &op = engine.operations[index];
   const int64_t halo = unit - engine.main_units[index];
   if (halo >= 0) {
-    clear_halo(op.is.out, engine.step.arena, engine.step.lanes, halo);
+    if (engine.flags & SDK_HALF) {
+      clear_halo(op.is.out, static_cast<uint16_t *>(engine.step.arena), engine.step.lanes, halo);
+    } else {
+      clear_halo(op.is.out, static_cast<float *>(engine.step.arena), engine.step.lanes, halo);
+    }
   } else {
     engine.kernels->run[op.is.kind](op, unit, engine.scratch[static_cast<size_t>(thread)].get());
   }
@@ -272,7 +284,7 @@ void sdk_run(sdk_engine *engine, const float *x, float *out, const float *row, i
   engine->run(x, out, row, images);
 }
 
-const float *sdk_arena(const sdk_engine *engine) { return engine->step.arena; }
+const void *sdk_arena(const sdk_engine *engine) { return engine->step.arena; }
 int32_t sdk_engine_isa(const sdk_engine *engine) { return engine->isa; }
 int64_t sdk_bytes(const sdk_engine *engine) { return engine->bytes; }
 void sdk_seconds(const sdk_engine *engine, double *seconds) {

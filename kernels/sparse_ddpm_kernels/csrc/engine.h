@@ -51,6 +51,7 @@ enum sdk_isa { SDK_BASELINE = 0, SDK_AVX2 = 1, SDK_AVX512 = 2, SDK_NEON = 3, SDK
 /* Flags of a program. */
 #define SDK_POISON 1  /* fill arena and scratch with NaN before every run */
 #define SDK_PROFILE 2 /* keep the time of every operation, see sdk_seconds */
+#define SDK_HALF 4    /* store activations as IEEE halves: two bytes for every float of the arena */
 
 /* A tensor in the arena; all strides and offsets in floats. channels = 0: absent. */
 typedef struct {
@@ -127,7 +128,7 @@ SDK_API void sdk_run(sdk_engine *engine, const float *x, float *out, const float
                      int64_t images);
 
 /* The arena, for reading the values of the last pass. */
-SDK_API const float *sdk_arena(const sdk_engine *engine);
+SDK_API const void *sdk_arena(const sdk_engine *engine);
 /* The instruction set in use. */
 SDK_API int32_t sdk_engine_isa(const sdk_engine *engine);
 /* Bytes held outside the arena: weights and scratch. */

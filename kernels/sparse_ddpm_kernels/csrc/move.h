@@ -1,15 +1,12 @@
 // Operations that only move or add pixels.
 #pragma once
 
-#include "operation.h"
-#include "vec.h"
+#include "real.h"
 
 namespace {
 
-using sdk::Operation;
-
-SDK_INLINE float *pixel_row(const Operation &op, const sdk_tensor &t, int64_t c, int64_t h) {
-  return op.step->arena + t.offset + c * t.channel_stride + h * t.row_stride;
+SDK_INLINE Real *pixel_row(const Operation &op, const sdk_tensor &t, int64_t c, int64_t h) {
+  return arena_of(op) + t.offset + c * t.channel_stride + h * t.row_stride;
 }
 
 int64_t x_channels(const Operation &op) { return op.is.x.channels; }
@@ -21,13 +18,13 @@ void load_input(const Operation &op, int64_t c, float *) {
   const int64_t lanes = op.step->lanes, images = op.step->images;
   const int64_t width = out.width, height = out.height;
   for (int64_t h = 0; h < height; ++h) {
-    float *to = pixel_row(op, out, c, h);
+    Real *to = pixel_row(op, out, c, h);
     for (int64_t n = 0; n < images; ++n) {
       const float *from = op.step->input + ((n * out.channels + c) * height + h) * width;
-      for (int64_t w = 0; w < width; ++w) to[w * lanes + n] = from[w];
+      for (int64_t w = 0; w < width; ++w) set_number(to + w * lanes + n, from[w]);
     }
     for (int64_t n = images; n < lanes; ++n)
-      for (int64_t w = 0; w < width; ++w) to[w * lanes + n] = 0.0f;
+      for (int64_t w = 0; w < width; ++w) to[w * lanes + n] = Real{};
   }
 }
 
@@ -35,16 +32,16 @@ void store_output(const Operation &op, int64_t c, float *) {
   const sdk_tensor &x = op.is.x;
   const int64_t lanes = op.step->lanes, images = op.step->images;
   for (int64_t h = 0; h < x.height; ++h) {
-    const float *from = pixel_row(op, x, c, h);
+    const Real *from = pixel_row(op, x, c, h);
     for (int64_t n = 0; n < images; ++n) {
       float *to = op.step->output + ((n * x.channels + c) * x.height + h) * x.width;
-      for (int64_t w = 0; w < x.width; ++w) to[w] = from[w * lanes + n];
+      for (int64_t w = 0; w < x.width; ++w) to[w] = number(from[w * lanes + n]);
     }
   }
 }
 
 // count pixels of `lanes` floats, every to_step-th or from_step-th pixel.
-SDK_INLINE void copy_pixels(float *to, int64_t to_step, const float *from, int64_t from_step,
+SDK_INLINE void copy_pixels(Real *to, int64_t to_step, const Real *from, int64_t from_step,
                             int64_t count, int64_t lanes) {
   if (lanes == 1) {
     for (int64_t i = 0; i < count; ++i) to[i * to_step] = from[i * from_step];
@@ -55,7 +52,7 @@ SDK_INLINE void copy_pixels(float *to, int64_t to_step, const float *from, int64
       store(to + i * to_step * lanes + n, load(from + i * from_step * lanes + n));
 }
 
-SDK_INLINE void copy_row(float *to, const float *from, int64_t length) {
+SDK_INLINE void copy_row(Real *to, const Real *from, int64_t length) {
   for (int64_t i = 0; i < length; i += kVector) {
     const int64_t n = length - i < kVector ? length - i : kVector;
     store(to + i, load(from + i, n), n);
@@ -77,8 +74,8 @@ void upsample(const Operation &op, int64_t c, float *) {
   const sdk_tensor &x = op.is.x, &out = op.is.out;
   const int64_t lanes = op.step->lanes;
   for (int64_t h = 0; h < x.height; ++h) {
-    const float *from = pixel_row(op, x, c, h);
-    float *to = pixel_row(op, out, c, 2 * h);
+    const Real *from = pixel_row(op, x, c, h);
+    Real *to = pixel_row(op, out, c, 2 * h);
     copy_pixels(to, 2, from, 1, x.width, lanes);
     copy_pixels(to + lanes, 2, from, 1, x.width, lanes);
     copy_row(pixel_row(op, out, c, 2 * h + 1), to, out.width * lanes);
@@ -91,14 +88,14 @@ int64_t taps_units(const Operation &op) {
   return (op.is.x.channels + kTapChannels - 1) / kTapChannels;
 }
 
-SDK_INLINE void fill_zeros(float *to, int64_t length) {
+SDK_INLINE void fill_zeros(Real *to, int64_t length) {
   int64_t i = 0;
   for (; i + kVector <= length; i += kVector) store(to + i, Vec{});
-  for (; i < length; ++i) to[i] = 0.0f;
+  for (; i < length; ++i) to[i] = Real{};
 }
 
 // One row of n floats, shifted by d of them.
-SDK_INLINE void shifted_row(float *to, const float *from, int64_t n, int64_t d) {
+SDK_INLINE void shifted_row(Real *to, const Real *from, int64_t n, int64_t d) {
   const int64_t lost = d < 0 ? -d : d, kept = n > lost ? n - lost : 0;
   if (d < 0) fill_zeros(to, n - kept);
   copy_row(to + (d < 0 ? n - kept : 0), from + (d < 0 ? 0 : d), kept);
@@ -106,29 +103,29 @@ SDK_INLINE void shifted_row(float *to, const float *from, int64_t n, int64_t d) 
 }
 
 // The copies of an image whose floats lie side by side, by whole vectors.
-SDK_INLINE void shifted_images(const Operation &op, float *to, const float *from, int64_t image) {
+SDK_INLINE void shifted_images(const Operation &op, Real *to, const Real *from, int64_t image) {
   const int64_t copies = op.is.out.channels / op.is.x.channels, period = op.keep_period;
   const int64_t stride = op.is.out.channel_stride;
   const float *keep = reinterpret_cast<const float *>(op.keep);
-  const auto moved = [](const float *x, const float *kept) {
+  const auto moved = [](const Real *x, const float *kept) {
     return (Vec)((IntVec)load(x) & (IntVec)load(kept));
   };
   if (period == kVector) {
     for (int64_t s = 0; s < copies; ++s, to += stride, keep += kVector) {
-      const float *x = from + op.shifts[s].floats;
+      const Real *x = from + op.shifts[s].floats;
       for (int64_t i = 0; i < image; i += kVector) store(to + i, moved(x + i, keep));
     }
     return;
   }
   for (int64_t s = 0; s < copies; ++s, to += stride, keep += period) {
-    const float *x = from + op.shifts[s].floats;
+    const Real *x = from + op.shifts[s].floats;
     for (int64_t start = 0; start < image; start += period)
       for (int64_t i = 0; i < period; i += kVector)
         store(to + start + i, moved(x + start + i, keep + i));
   }
 }
 
-SDK_INLINE void shifted_rows(const Operation &op, float *to, const float *from) {
+SDK_INLINE void shifted_rows(const Operation &op, Real *to, const Real *from) {
   const sdk_tensor &x = op.is.x;
   const int64_t copies = op.is.out.channels / x.channels, row = x.width * op.step->lanes;
   for (int64_t s = 0; s < copies; ++s, to += op.is.out.channel_stride)
@@ -150,8 +147,8 @@ void taps(const Operation &op, int64_t unit, float *) {
   const int64_t tail = out.channel_stride - out.channel_lead - image;
   const int64_t end = (unit + 1) * kTapChannels;
   for (int64_t c = unit * kTapChannels; c < end && c < x.channels; ++c) {
-    const float *from = pixel_row(op, x, c, 0);
-    float *to = pixel_row(op, out, c * copies, 0);
+    const Real *from = pixel_row(op, x, c, 0);
+    Real *to = pixel_row(op, out, c * copies, 0);
     if (op.keep != nullptr) {
       shifted_images(op, to, from, image);
     } else {
@@ -175,8 +172,8 @@ void add(const Operation &op, int64_t c, float *) {
   const sdk_tensor &out = op.is.out;
   const int64_t length = out.width * op.step->lanes;
   for (int64_t h = 0; h < out.height; ++h) {
-    const float *a = pixel_row(op, op.is.x, c, h), *b = pixel_row(op, op.is.y, c, h);
-    float *to = pixel_row(op, out, c, h);
+    const Real *a = pixel_row(op, op.is.x, c, h), *b = pixel_row(op, op.is.y, c, h);
+    Real *to = pixel_row(op, out, c, h);
     for (int64_t i = 0; i < length; i += kVector) {
       const int64_t n = length - i < kVector ? length - i : kVector;
       store(to + i, load(a + i, n) + load(b + i, n), n);

@@ -1,12 +1,9 @@
 // Group norm with FiLM and SiLU, and channel norm.
 #pragma once
 
-#include "operation.h"
-#include "vec.h"
+#include "real.h"
 
 namespace {
-
-using sdk::Operation;
 
 SDK_INLINE int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -33,7 +30,7 @@ struct Moments {
   }
 
   // The vectors x[0], x[step], ... below x[length], the last one of what is left.
-  SDK_INLINE void add_run(const float *x, int64_t length, int64_t step) {
+  SDK_INLINE void add_run(const Real *x, int64_t length, int64_t step) {
     constexpr int kWays = 4;
     int64_t i = 0;
     while (i + kWays * step <= length) {
@@ -96,14 +93,14 @@ int64_t norm_units(const Operation &op) { return op.is.groups; }
 // mean, inverse: floats [period].
 int64_t norm_scratch(const Operation &op) { return 2 * norm_period(op); }
 
-void group_statistics(const Operation &op, const float *x, float *mean, float *inverse) {
+void group_statistics(const Operation &op, const Real *x, float *mean, float *inverse) {
   const sdk_tensor &in = op.is.x;
   const int64_t lanes = op.step->lanes;
   const int64_t channels = in.channels / op.is.groups;
   const double count = (double)channels * in.height * in.width;
   const Rows rows = rows_of(op);
   if (lanes == 1) {
-    Moments m(splat(*x));
+    Moments m(splat(number(*x)));
     for (int64_t c = 0; c < channels; ++c)
       for (int64_t h = 0; h < rows.count; ++h)
         m.add_run(x + c * in.channel_stride + h * in.row_stride, rows.length, kVector);
@@ -113,7 +110,7 @@ void group_statistics(const Operation &op, const float *x, float *mean, float *i
         sum += m.sum[h][i];
         square += m.square[h][i];
       }
-    finish(*x, sum, square, count, op.is.eps, mean, inverse);
+    finish(number(*x), sum, square, count, op.is.eps, mean, inverse);
     for (int i = 1; i < kVector; ++i) {
       mean[i] = mean[0];
       inverse[i] = inverse[0];
@@ -133,7 +130,7 @@ void group_statistics(const Operation &op, const float *x, float *mean, float *i
 }
 
 template <bool Silu, bool Residual>
-void norm_row(const float *x, const float *residual, float *out, int64_t length, const float *mean,
+void norm_row(const Real *x, const Real *residual, Real *out, int64_t length, const float *mean,
               const float *inverse, int64_t period, float a, float b) {
   const auto apply = [b](Vec v, Vec m, Vec scale) {
     v = (v - m) * scale + b;
@@ -164,7 +161,7 @@ void norm_row(const float *x, const float *residual, float *out, int64_t length,
 // One group: its statistics, then its channels.
 void norm_act(const Operation &op, int64_t group, float *scratch) {
   const sdk_op &is = op.is;
-  float *arena = op.step->arena;
+  Real *arena = arena_of(op);
   const int64_t period = norm_period(op);
   float *mean = scratch, *inverse = scratch + period;
   const int64_t channels = is.x.channels / is.groups;
@@ -188,11 +185,11 @@ constexpr int64_t kSumRun = 32;  // channels summed in one accumulator before it
 
 // Count vectors of pixels at `x`, the last of them with `n` lanes if Count is 1.
 template <int Count>
-void channel_norm_pixels(const Operation &op, const float *x, const float *residual, float *out,
+void channel_norm_pixels(const Operation &op, const Real *x, const Real *residual, Real *out,
                          int64_t n) {
   const sdk_op &is = op.is;
   const int64_t channels = is.x.channels, stride = is.x.channel_stride;
-  const auto at = [n](const float *p, int v) {
+  const auto at = [n](const Real *p, int v) {
     return Count == 1 ? load(p, n) : load(p + v * kVector);
   };
   Vec mean[Count] = {}, inverse[Count] = {};
@@ -244,9 +241,9 @@ void channel_norm(const Operation &op, int64_t unit, float *) {
   const int64_t h = unit / blocks;
   const int64_t length = is.x.width * op.step->lanes;
   int64_t i = unit % blocks * kColumns * kVector;
-  const float *x = op.step->arena + is.x.offset + h * is.x.row_stride;
-  const float *residual = op.step->arena + is.y.offset + h * is.y.row_stride;
-  float *out = op.step->arena + is.out.offset + h * is.out.row_stride;
+  const Real *x = arena_of(op) + is.x.offset + h * is.x.row_stride;
+  const Real *residual = arena_of(op) + is.y.offset + h * is.y.row_stride;
+  Real *out = arena_of(op) + is.out.offset + h * is.out.row_stride;
   if (i + kColumns * kVector <= length)
     return channel_norm_pixels<kColumns>(op, x + i, residual + i, out + i, kVector);
   for (; i < length; i += kVector)

@@ -10,7 +10,7 @@ namespace sdk {
 
 // One register tile of a convolution: rows x vectors of output pixels by G output channels.
 struct TileArguments {
-  const float *x;  // the tile's first pixel
+  const void *x;  // the tile's first pixel
   int64_t x_row;
   const int64_t *panel_ptr;
   const int32_t *offset;
@@ -19,9 +19,9 @@ struct TileArguments {
   const int32_t *slot;  // channel of each slot within `out`, -1: none
   int64_t first, last;  // panels
   int32_t group, part;  // channels a panel, and the first of those to compute now
-  float *out;
+  void *out;
   int64_t out_channel, out_row;
-  const float *residual;  // or null
+  const void *residual;  // or null
   int64_t residual_channel, residual_row;
 };
 using TileFunction = void (*)(const TileArguments &);
@@ -33,7 +33,7 @@ struct Tile {
 
 // The state of a step that operations see.
 struct Step {
-  float *arena;
+  void *arena;  // floats, or halves
   const float *input;
   float *output;
   const float *row;
@@ -78,9 +78,8 @@ struct Kernels {
   Function run[SDK_KINDS];
 };
 
-extern const Kernels baseline_kernels;
-extern const Kernels avx2_kernels;
-extern const Kernels avx512_kernels;
-extern const Kernels neon_kernels;
+extern const Kernels baseline_kernels, avx2_kernels, avx512_kernels, neon_kernels;
+// The same on activations that are stored as halves.
+extern const Kernels avx2_half_kernels, avx512_half_kernels, neon_half_kernels;
 
 }  // namespace sdk

@@ -78,6 +78,57 @@ SDK_INLINE void store(float *p, Vec v, int64_t n) {
 }
 #endif
 
+// IEEE binary16 in memory: 11 bits of precision, up to 65504. Arithmetic is in float.
+struct Half {
+  uint16_t bits;
+};
+
+#if defined(__AVX512F__)
+#define SDK_HAS_HALF 1
+SDK_INLINE Vec load(const Half *p) {
+  return (Vec)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256((const __m256i *)p));
+}
+SDK_INLINE void store(Half *p, Vec v) {
+  _mm256_storeu_si256((__m256i *)p, _mm512_maskz_cvtps_ph(0xffff, (__m512)v, 0));
+}
+SDK_INLINE Vec load(const Half *p, int64_t n) {
+  const __mmask16 lanes = (__mmask16)(0xffffu >> (16 - n));
+  return (Vec)_mm512_maskz_cvtph_ps(0xffff, _mm256_maskz_loadu_epi16(lanes, p));
+}
+SDK_INLINE void store(Half *p, Vec v, int64_t n) {
+  const __mmask16 lanes = (__mmask16)(0xffffu >> (16 - n));
+  _mm256_mask_storeu_epi16(p, lanes, _mm512_maskz_cvtps_ph(0xffff, (__m512)v, 0));
+}
+#elif defined(__F16C__) || defined(__aarch64__)
+#define SDK_HAS_HALF 1
+SDK_INLINE Vec load(const Half *p) {
+#if defined(__F16C__)
+  return (Vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+#else
+  return (Vec)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&p->bits)));
+#endif
+}
+SDK_INLINE void store(Half *p, Vec v) {
+#if defined(__F16C__)
+  _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph((__m256)v, 0));
+#else
+  vst1_u16(&p->bits, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)v)));
+#endif
+}
+SDK_INLINE Vec load(const Half *p, int64_t n) {
+  if (n == kVector) return load(p);
+  Half part[kVector] = {};
+  for (int64_t i = 0; i < n; ++i) part[i] = p[i];
+  return load(part);
+}
+SDK_INLINE void store(Half *p, Vec v, int64_t n) {
+  if (n == kVector) return store(p, v);
+  Half part[kVector];
+  store(part, v);
+  for (int64_t i = 0; i < n; ++i) p[i] = part[i];
+}
+#endif
+
 // The weights of one entry for `Count` output channels, each as a vector of equal lanes. NEON
 // multiplies by a lane of a register: four weights a load, and no registers for the copies.
 template <int Count>
