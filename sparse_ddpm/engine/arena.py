@@ -7,9 +7,11 @@ right of one row serve as those at the left of the next, so rows are ``(W + halo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
+from sparse_ddpm.engine.fuse import LinearBlock
 from sparse_ddpm.program import Add, ChannelNorm, Concat, Conv, NormAct, Operation, Program
 from sparse_ddpm.program.operations import inputs_of
 from sparse_ddpm.program.program import Shape
@@ -85,6 +87,40 @@ def _layout(height: int, width: int, halo: int, lanes: int) -> _Layout:
     return _Layout(lead, row, LINE * (lines | 1))
 
 
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """What makes one value: operation ``step - 1``, or a block that ends in it.
+
+    ``over``: the input that may be overwritten; ``contexts``: floats of a buffer in use meanwhile.
+    """
+
+    step: int
+    inputs: tuple[str, ...]
+    out: str
+    over: str | None
+    contexts: int = 0
+
+
+def _stages(program: Program, blocks: Mapping[str, LinearBlock]) -> list[_Stage]:
+    inside = {name for block in blocks.values() for name in block.inside}
+    stages = []
+    for step, operation in enumerate(program.operations, start=1):
+        out = operation.out
+        block = blocks.get(out)
+        if block is not None:
+            x = block.norm.x
+            over = x if program.shapes[x] == program.shapes[out] else None
+            stages.append(_Stage(step, block.inputs, out, over, block.floats))
+        elif out not in inside:
+            stages.append(_Stage(step, inputs_of(operation), out, _in_place(operation)))
+    return stages
+
+
+def contexts_of(name: str) -> str:
+    """The name of the buffer of the contexts of the block that makes ``name``."""
+    return f"{name}/contexts"
+
+
 def _in_place(operation: Operation) -> str | None:
     """The input that ``operation`` may overwrite: read only where, and before, it is written."""
     match operation:
@@ -98,7 +134,9 @@ def _in_place(operation: Operation) -> str | None:
             return None
 
 
-def _parents(program: Program, reuse: bool) -> dict[str, tuple[str, int]]:
+def _parents(
+    program: Program, stages: Sequence[_Stage], reuse: bool
+) -> dict[str, tuple[str, int]]:
     """Values made inside another value's memory: its name and their first channel there.
 
     Inputs of a concatenation are made in it; with ``reuse``, what only one operation reads is made
@@ -106,27 +144,28 @@ def _parents(program: Program, reuse: bool) -> dict[str, tuple[str, int]]:
     """
     parents: dict[str, tuple[str, int]] = {}
     uses: Counter[str] = Counter([program.output])
+    for stage in stages:
+        uses.update(stage.inputs)
     for operation in program.operations:
-        uses.update(inputs_of(operation))
         if isinstance(operation, Concat):
             for name, channel in ((operation.a, 0), (operation.b, program.shapes[operation.a][0])):
                 if name not in parents:
                     parents[name] = (operation.out, channel)
-    for operation in program.operations:
-        name = _in_place(operation)
+    for stage in stages:
+        name = stage.over
         if reuse and name is not None and uses[name] == 1 and name != program.input:
-            parents.setdefault(name, (operation.out, 0))
+            parents.setdefault(name, (stage.out, 0))
     return parents
 
 
-def _times(program: Program) -> dict[str, tuple[int, int]]:
+def _times(program: Program, stages: Sequence[_Stage]) -> dict[str, tuple[int, int]]:
     """First and last step that uses each value; step 0 loads, operation i is step i + 1."""
     end = len(program.operations) + 1
     times = {program.input: (0, 0)}
-    for step, operation in enumerate(program.operations, start=1):
-        for name in inputs_of(operation):
-            times[name] = (times[name][0], step)
-        times[operation.out] = (step, step)
+    for stage in stages:
+        for name in stage.inputs:
+            times[name] = (times[name][0], stage.step)
+        times[stage.out] = (stage.step, stage.step)
     times[program.output] = (times[program.output][0], end)
     return times
 
@@ -144,9 +183,19 @@ def _place(intervals: Mapping[str, tuple[int, int, int]], reuse: bool) -> dict[s
     return placed
 
 
-def plan_arena(program: Program, lanes: int, keep_all: bool) -> Arena:
-    """Place every value of ``program``; with ``keep_all`` no memory is used twice."""
-    parents = _parents(program, not keep_all)
+def plan_arena(
+    program: Program,
+    lanes: int,
+    keep_all: bool,
+    blocks: Mapping[str, LinearBlock] = MappingProxyType({}),
+) -> Arena:
+    """Place every value of ``program``; with ``keep_all`` no memory is used twice.
+
+    Values inside ``blocks`` get no place; the contexts of a block are a buffer, see `contexts_of`.
+    """
+    stages = _stages(program, blocks)
+    times = _times(program, stages)
+    parents = _parents(program, stages, not keep_all)
 
     def root(name: str) -> tuple[str, int]:
         channel = 0
@@ -156,10 +205,10 @@ def plan_arena(program: Program, lanes: int, keep_all: bool) -> Arena:
         return name, channel
 
     halos: dict[str, int] = {}
-    for name in program.shapes:
+    for name in times:
         halos.setdefault(root(name)[0], 0)
     for operation in program.operations:
-        if isinstance(operation, Conv):
+        if isinstance(operation, Conv) and operation.x in times:
             owner = root(operation.x)[0]
             halos[owner] = max(halos[owner], operation.size // 2)
 
@@ -168,23 +217,24 @@ def plan_arena(program: Program, lanes: int, keep_all: bool) -> Arena:
         for name, halo in halos.items()
     }
     spans: dict[str, tuple[int, int]] = {}
-    for name, (first, last) in _times(program).items():
+    for name, (first, last) in times.items():
         owner = root(name)[0]
         begin, end = spans.get(owner, (first, last))
         spans[owner] = (min(begin, first), max(end, last))
-    buffers = _place(
-        {
-            name: (program.shapes[name][0] * layouts[name].channel_stride, *spans[name])
-            for name in halos
-        },
-        reuse=not keep_all,
-    )
+    sizes = {
+        name: (program.shapes[name][0] * layouts[name].channel_stride, *spans[name])
+        for name in halos
+    }
+    for stage in stages:
+        if stage.contexts > 0:
+            sizes[contexts_of(stage.out)] = (_round_up(stage.contexts), stage.step, stage.step)
+    buffers = _place(sizes, reuse=not keep_all)
     placements = {}
-    for name, shape in program.shapes.items():
+    for name in times:
         owner, channel = root(name)
         layout = layouts[owner]
         placements[name] = Placement(
-            shape=shape,
+            shape=program.shapes[name],
             halo=halos[owner],
             offset=buffers[owner].start + channel * layout.channel_stride + layout.lead,
             channel_stride=layout.channel_stride,

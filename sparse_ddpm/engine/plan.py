@@ -6,12 +6,14 @@ operation, and why. The native engine only carries it out.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparse_ddpm.engine.arena import Arena, Placement, lanes_for, plan_arena
+from sparse_ddpm.engine.fuse import LinearBlock, fuse
 from sparse_ddpm.engine.panels import ENTRY_COST, Panels, choose_group, make_panels
 from sparse_ddpm.errors import EngineError, expected
 from sparse_ddpm.program import (
@@ -34,10 +36,11 @@ MAX_OFFSET = 2**31 - 1
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
-    """One operation's kernel and the reason for it.
+    """One operation's kernel and the reason for it; or a block of operations that run as one.
 
-    For convolutions: ``group`` (G), ``entries`` (panel entries) and ``flops``, what is executed
-    for one image, filled-in zeros included, a multiplication and its addition as two. Else 0.
+    ``operation``: that, or the last of the ``block``. ``flops``: what a convolution or a block
+    executes for one image, filled-in zeros included, a multiplication and its addition as two;
+    else 0. For convolutions: ``group`` (G) and ``entries`` (panel entries).
     """
 
     operation: Operation
@@ -46,6 +49,12 @@ class Step:
     group: int = 0
     entries: int = 0
     flops: int = 0
+    block: LinearBlock | None = None
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        """What runs, in the Program's order."""
+        return (self.operation,) if self.block is None else self.block.operations
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,7 +74,7 @@ class Plan:
 
     @property
     def flops(self) -> int:
-        """Executed FLOPs of all convolutions for one image."""
+        """Executed FLOPs of all convolutions and fused blocks for one image."""
         return sum(step.flops for step in self.steps)
 
     def panels(self, step: Step) -> Panels:
@@ -108,18 +117,40 @@ def make_plan(
 ) -> Plan:
     """Lay out ``program`` for ``batch`` images.
 
-    ``keep_all``: no value's memory is used again, so that all of them can be read after a step.
+    ``keep_all``: every value is stored and no memory is used again, so that all of them can be read
+    after a step.
     ``group``: the G of every convolution, default by estimated time. Raises `EngineError`.
     """
     if group is not None and group not in ENTRY_COST:
         raise EngineError(expected("group", f"one of {', '.join(map(str, ENTRY_COST))}", group))
     lanes = lanes_for(batch)
-    arena = plan_arena(program, lanes, keep_all)
-    steps = tuple(_step(operation, program, arena, group) for operation in program.operations)
+    blocks, reasons = ({}, {}) if keep_all else fuse(program, lanes, group)
+    arena = plan_arena(program, lanes, keep_all, blocks)
+    inside = {name for block in blocks.values() for name in block.inside}
+    steps = tuple(
+        _block_step(blocks[operation.out], program)
+        if operation.out in blocks
+        else _step(operation, program, arena, group, reasons)
+        for operation in program.operations
+        if operation.out not in inside
+    )
     return Plan(program, batch, lanes, arena, steps)
 
 
-def _step(operation: Operation, program: Program, arena: Arena, group: int | None) -> Step:
+def _block_step(block: LinearBlock, program: Program) -> Step:
+    _, height, width = program.shapes[block.mix.out]
+    flops = block.flops_per_pixel * height * width
+    kernel = "fused linear attention"
+    return Step(block.out_norm, kernel, block.reason, flops=flops, block=block)
+
+
+def _step(
+    operation: Operation,
+    program: Program,
+    arena: Arena,
+    group: int | None,
+    reasons: Mapping[str, str],
+) -> Step:
     match operation:
         case Conv(weight=weight, out=out):
             choice = choose_group(weight, group)
@@ -141,7 +172,8 @@ def _step(operation: Operation, program: Program, arena: Arena, group: int | Non
         case Attention():
             return Step(operation, "attention", "all scores of a few pixels at once")
         case LinearAttention():
-            return Step(operation, "linear attention", "a context matrix a head, no pixel pairs")
+            why = reasons.get(operation.out, "not fused: every value is kept")
+            return Step(operation, "linear attention", f"a context matrix a head; {why}")
         case SpaceToDepth():
             return Step(operation, "space to depth", "a copy")
         case Upsample2x():
