@@ -23,6 +23,34 @@ struct Factor {
   int64_t item, term;
 };
 
+// The sums over the lanes of four vectors.
+SDK_INLINE void lane_sums(Vec a, Vec b, Vec c, Vec d, float *sums) {
+#if defined(__SSE2__)
+#if defined(__AVX512F__)
+  const auto quad = [](Vec v) {
+    const __m256 low = _mm512_maskz_extractf32x8_ps(0xff, (__m512)v, 0);
+    const __m256 half = low + _mm512_maskz_extractf32x8_ps(0xff, (__m512)v, 1);
+    return _mm256_castps256_ps128(half) + _mm256_extractf128_ps(half, 1);
+  };
+#elif defined(__AVX2__)
+  const auto quad = [](Vec v) {
+    return _mm256_castps256_ps128((__m256)v) + _mm256_extractf128_ps((__m256)v, 1);
+  };
+#else
+  const auto quad = [](Vec v) { return (__m128)v; };
+#endif
+  const __m128 qa = quad(a), qb = quad(b), qc = quad(c), qd = quad(d);
+  const __m128 ab = _mm_unpacklo_ps(qa, qb) + _mm_unpackhi_ps(qa, qb);
+  const __m128 cd = _mm_unpacklo_ps(qc, qd) + _mm_unpackhi_ps(qc, qd);
+  _mm_storeu_ps(sums, _mm_movelh_ps(ab, cd) + _mm_movehl_ps(cd, ab));
+#else
+  sums[0] = lane_sum(a);
+  sums[1] = lane_sum(b);
+  sums[2] = lane_sum(c);
+  sums[3] = lane_sum(d);
+#endif
+}
+
 enum class Sums { kStore, kAdd, kStoreLanes, kAddLanes };
 
 template <Sums To, bool Broadcast, int A, int B>
@@ -40,26 +68,36 @@ void multiply_tile(Factor a, Factor b, float *c, int64_t c_a, int64_t c_b, int64
       for (int i = 0; i < A; ++i) sum[i][j] += left[i] * right;
     }
   }
-#pragma GCC unroll 4
-  for (int i = 0; i < A; ++i)
 #pragma GCC unroll 6
-    for (int j = 0; j < B; ++j) {
-      float *to = c + i * c_a + j * c_b;
-      if (To == Sums::kStore) store(to, sum[i][j]);
-      if (To == Sums::kAdd) store(to, load(to) + sum[i][j]);
-      if (To == Sums::kStoreLanes) *to = lane_sum(sum[i][j]);
-      if (To == Sums::kAddLanes) *to += lane_sum(sum[i][j]);
+  for (int j = 0; j < B; ++j) {
+    if (To == Sums::kStore || To == Sums::kAdd) {
+#pragma GCC unroll 4
+      for (int i = 0; i < A; ++i) {
+        float *to = c + i * c_a + j * c_b;
+        store(to, To == Sums::kAdd ? load(to) + sum[i][j] : sum[i][j]);
+      }
+    } else {
+      float lanes[4];
+      lane_sums(sum[0][j], A > 1 ? sum[A > 1][j] : Vec{}, A > 2 ? sum[A > 2 ? 2 : 0][j] : Vec{},
+                A > 3 ? sum[A > 3 ? 3 : 0][j] : Vec{}, lanes);
+      for (int i = 0; i < A; ++i) {
+        float *to = c + i * c_a + j * c_b;
+        *to = To == Sums::kAddLanes ? *to + lanes[i] : lanes[i];
+      }
     }
+  }
 }
 
 using MultiplyTile = void (*)(Factor, Factor, float *, int64_t, int64_t, int64_t);
 
+// The kernel of a tile, 1 <= a <= A, 1 <= b <= B.
 template <Sums To, bool Broadcast, int A, int B>
 MultiplyTile pick_multiply(int64_t a, int64_t b) {
-  if (a < A) {
-    if constexpr (A > 1) return pick_multiply<To, Broadcast, A - 1, B>(a, b);
-  } else if (b < B) {
-    if constexpr (B > 1) return pick_multiply<To, Broadcast, A, B - 1>(a, b);
+  if constexpr (A > 1) {
+    if (a < A) return pick_multiply<To, Broadcast, A - 1, B>(a, b);
+  }
+  if constexpr (B > 1) {
+    if (b < B) return pick_multiply<To, Broadcast, A, B - 1>(a, b);
   }
   return &multiply_tile<To, Broadcast, A, B>;
 }
@@ -215,14 +253,14 @@ void centre(const Operation &op, const Cut &cut, const Block &block, float *cent
   const float eps = (float)op.is.block->eps;
   int64_t x_stride = x.channel_stride;
   if (!cut.whole) {
-    const int64_t end = block.vectors * kVector;
-    for (int64_t c = 0; c < x.channels; ++c) {
-      float *to = centred + c * stride;
-      block.runs(cut, [&](int64_t i, int64_t h, int64_t w, int64_t count) {
-        copy_floats(to + i, from + c * x.channel_stride + h * x.row_stride + w, count);
-      });
-      for (int64_t i = block.pixels; i < end; ++i) to[i] = 0.0f;
-    }
+    block.runs(cut, [&](int64_t i, int64_t h, int64_t w, int64_t count) {
+      const float *row = from + h * x.row_stride + w;
+      for (int64_t c = 0; c < x.channels; ++c)
+        copy_floats(centred + c * stride + i, row + c * x.channel_stride, count);
+    });
+    for (int64_t c = 0; c < x.channels; ++c)
+      for (int64_t i = block.pixels; i < block.vectors * kVector; ++i)
+        centred[c * stride + i] = 0.0f;
     x_stride = stride;
   }
   for (int64_t v = 0; v < block.vectors;) {
@@ -305,13 +343,13 @@ void add_context(const Operation &op, const Cut &cut, const Block &block, bool a
       Vec sum = {};
       for (int64_t v = 0; v < whole; ++v) {
         const Vec inverse = load(inverses + v * kVector);
-        const Vec e = exponential(load(k + v * kVector) * inverse);
+        const Vec e = power_of_two(load(k + v * kVector) * (inverse * kLog2E));
         sum += e;
         store(k + v * kVector, e * inverse);
       }
       if (whole < block.vectors) {
         const Vec inverse = load(inverses + whole * kVector);
-        Vec e = exponential(load(k + whole * kVector) * inverse);
+        Vec e = power_of_two(load(k + whole * kVector) * (inverse * kLog2E));
         store(k + whole * kVector, e * inverse);
         float kept[kVector];
         store(kept, e);
@@ -418,16 +456,16 @@ SDK_INLINE int64_t softmax_terms(const sdk_linear_block &b, const sdk_linear_hea
   const int64_t stride = b.stride;
   const bool constant = head.q_rows < b.dim_head, rest = head.q_rows > head.both;
   for (int64_t v = 0; v < vectors; ++v) {
-    const Vec inverse = load(inverses + v * kVector);
+    const Vec exponent = load(inverses + v * kVector) * kLog2E;
     float *column = q + v * kVector;
     Vec sum = {}, others = {};
     for (int64_t d = 0; d < head.both; ++d) {
-      const Vec e = exponential(load(column + d * stride) * inverse);
+      const Vec e = power_of_two(load(column + d * stride) * exponent);
       store(column + d * stride, e);
       sum += e;
     }
     for (int64_t d = head.both; d < head.q_rows; ++d)
-      others += exponential(load(column + d * stride) * inverse);
+      others += power_of_two(load(column + d * stride) * exponent);
     const Vec factor = 1.0f / (sum + others + (float)(b.dim_head - head.q_rows));
     for (int64_t d = 0; d < head.both; ++d)
       store(column + d * stride, load(column + d * stride) * factor);
@@ -490,18 +528,18 @@ void norm_block(const Operation &op, const Cut &cut, const Block &block, float *
     v += count;
   }
   if (cut.whole) return;
-  for (int64_t c = 0; c < out.channels; ++c)
-    block.runs(cut, [&](int64_t i, int64_t h, int64_t w, int64_t count) {
-      const float *row = ys + c * stride + i;
-      const float *residual = from + c * y.channel_stride + h * y.row_stride + w;
-      float *target = to + c * out.channel_stride + h * out.row_stride + w;
-      for (int64_t p = 0; p < count; p += kVector) {
-        const int64_t n = count - p < kVector ? count - p : kVector;
-        Vec z = load(row + p, n);
-        if (Residual) z += load(residual + p, n);
-        store(target + p, z, n);
+  block.runs(cut, [&](int64_t i, int64_t h, int64_t w, int64_t count) {
+    const float *residual = from + h * y.row_stride + w;
+    float *target = to + h * out.row_stride + w;
+    for (int64_t p = 0; p < count; p += kVector) {
+      const int64_t n = count - p < kVector ? count - p : kVector;
+      for (int64_t c = 0; c < out.channels; ++c) {
+        Vec z = load(ys + c * stride + i + p, n);
+        if (Residual) z += load(residual + c * y.channel_stride + p, n);
+        store(target + c * out.channel_stride + p, z, n);
       }
-    });
+    }
+  });
 }
 
 // A block of pixels.
