@@ -7,29 +7,25 @@ from collections.abc import Callable
 
 from sparse_ddpm_kernels.binding import ISAS, KernelError, available_isas, chosen_isa, load
 
-REPEATS = 5
-"""The best of so many counts: what else the machine does can only slow it."""
+TRIES, SECONDS = 40, 0.004
+"""The best of so many tries, each shorter than the turn that another process takes on a core, so
+that some go undisturbed: what else the machine does can only slow them."""
+LARGE, LARGE_TRIES = 64 << 20, 6
+"""Fewer tries above so many bytes, which take long to fill."""
 
 
-def peak_flops(isa: str | None = None, threads: int = 1, seconds: float = 0.05) -> float:
+def peak_flops(isa: str | None = None, threads: int = 1) -> float:
     """Float32 FLOP/s from registers, all ``threads`` together; a multiply-add counts as two.
 
-    ``isa``: one of `available_isas`, default the one that an `Executor` would take. ``seconds``:
-    of each of `REPEATS` tries. Raises `KernelError`.
+    ``isa``: one of `available_isas`, default the one that an `Executor` would take. Raises
+    `KernelError`.
     """
     function = _function("sdk_peak_flops", ctypes.c_int32, ctypes.c_int32, ctypes.c_double)
     index = _index(isa)
-    return max(function(index, threads, seconds) for _ in range(REPEATS))
+    return max(function(index, threads, SECONDS) for _ in range(TRIES))
 
 
-def bandwidth(
-    size: int,
-    isa: str | None = None,
-    threads: int = 1,
-    *,
-    copy: bool = False,
-    seconds: float = 0.05,
-) -> float:
+def bandwidth(size: int, isa: str | None = None, threads: int = 1, *, copy: bool = False) -> float:
     """Bytes/s of reading ``size`` bytes a thread again and again, all ``threads`` together.
 
     ``copy``: half of them are written from the other half; both are counted. A ``size`` well
@@ -44,7 +40,8 @@ def bandwidth(
     )
     function = _function("sdk_bandwidth", *arguments)
     index = _index(isa)
-    rate = max(function(index, threads, size, int(copy), seconds) for _ in range(REPEATS))
+    tries = TRIES if size * threads < LARGE else LARGE_TRIES
+    rate = max(function(index, threads, size, int(copy), SECONDS) for _ in range(tries))
     if rate <= 0.0:
         raise KernelError(f"bandwidth: expected 1024 bytes or more that fit memory, got {size}.")
     return rate

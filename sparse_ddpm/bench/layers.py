@@ -42,6 +42,8 @@ class LayerTime:
     """Useful FLOP/s over the peak."""
     bandwidth_share: float
     """Bytes/s over those of ``level``."""
+    load_share: float
+    """Pixels that panel entries load, bytes/s over those of L1: each is used for G products."""
 
     @property
     def bound(self) -> str:
@@ -67,6 +69,7 @@ class LayerTime:
             "gbytes_per_s": round(self.bytes / self.seconds / 1e9, 2),
             "bandwidth_share": round(self.bandwidth_share, 4),
             "level": self.level,
+            "load_share": round(self.load_share, 4),
             "bound": self.bound,
             "roof_share": round(self.roof_share, 4),
         }
@@ -87,6 +90,7 @@ def time_layers(
     with CpuEngine(program, batch, ceilings.threads, dtype, profile=True) as engine:
         engine.set_schedule(np.array([timestep]))
         rows = {row.name: row for row in account(engine.plan)}
+        entries = {step.operation.out: step.entries for step in engine.plan.steps}
         taken: defaultdict[str, list[float]] = defaultdict(list)
         for _ in range(3):
             engine.run(x, 0)
@@ -101,22 +105,34 @@ def time_layers(
             for name, seconds in once.items():
                 taken[name].append(seconds)
         return [
-            _layer(name, rows.get(name), program, ceilings, batch, float(np.median(seconds)))
+            layer_time(
+                name,
+                rows.get(name),
+                program,
+                ceilings,
+                batch,
+                float(np.median(seconds)),
+                entries.get(name, 0),
+            )
             for name, seconds in taken.items()
         ]
 
 
-def _layer(
+def layer_time(
     name: str,
     row: OperationAccount | None,
     program: Program,
     ceilings: Ceilings,
     batch: int,
     seconds: float,
+    entries: int = 0,
 ) -> LayerTime:
-    """``row`` is None where images are loaded or stored: read once, written once."""
+    """A measured time beside the limits. ``row`` is the operation's account; None where images are
+    loaded or stored: read once, written once. ``entries``: of a convolution's panels.
+    """
+    shape = program.shapes[name if name in program.shapes else program.output]
+    loaded = FLOAT * batch * entries * shape[1] * shape[2]
     if row is None:
-        shape = program.shapes[name if name in program.shapes else program.output]
         flops = executed = 0
         size = 2 * FLOAT * batch * int(np.prod(shape))
         kind, kernel = "Images", "load" if name == program.input else "store"
@@ -138,6 +154,7 @@ def _layer(
         level=level.name,
         fma_share=flops / ceilings.flops_per_s / seconds,
         bandwidth_share=size / level.bytes_per_s / seconds,
+        load_share=loaded / ceilings.levels[0].bytes_per_s / seconds,
     )
 
 
@@ -168,7 +185,8 @@ def table(layers: Sequence[LayerTime]) -> Iterator[str]:
     step = sum(layer.seconds for layer in layers)
     yield (
         f"{'layer':<22} {'kind':<15} {'kernel':<28} {'us':>9} {'step':>6} {'GFLOP/s':>8} "
-        f"{'of FMA':>7} {'KiB':>8} {'GB/s':>7} {'of level':>15} {'of roof':>8}  bound by"
+        f"{'of FMA':>7} {'loads of L1':>11} {'KiB':>8} {'GB/s':>7} {'of level':>11} "
+        f"{'of roof':>8}  bound by"
     )
     for layer in layers:
         level = f"{layer.bandwidth_share:.0%} {layer.level}"
@@ -177,11 +195,12 @@ def table(layers: Sequence[LayerTime]) -> Iterator[str]:
             if layer.flops
             else f"{'':>8} {'':>7}"
         )
+        loads = f"{layer.load_share:.0%}" if layer.load_share else ""
         yield (
             f"{layer.name:<22} {layer.kind:<15} {layer.kernel[:28]:<28} "
             f"{1e6 * layer.seconds:>9.1f} {layer.seconds / step:>6.1%} {arithmetic} "
-            f"{layer.bytes / 1024:>8.0f} {layer.bytes / layer.seconds / 1e9:>7.1f} {level:>15} "
-            f"{layer.roof_share:>8.1%}  {layer.bound}"
+            f"{loads:>11} {layer.bytes / 1024:>8.0f} "
+            f"{layer.bytes / layer.seconds / 1e9:>7.1f} {level:>11} {layer.roof_share:>8.1%}  {layer.bound}"
         )
     found = totals(layers)
     kinds = ", ".join(f"{kind} {ms:.3f}" for kind, ms in found["kinds_ms"].items())

@@ -32,6 +32,8 @@ class Times:
 
     steps: list[float] = field(default_factory=list)
     idle_cpu_s: float = 0.0
+    restless: bool = False
+    """Whether that was ever more than fits the rest after its own burst."""
     failed: str | None = None
 
     def percentile(self, percent: float) -> float:
@@ -64,6 +66,7 @@ def take_turns(
                 continue
             times.steps += burst["times"]
             times.idle_cpu_s += burst["idle_cpu_s"]
+            times.restless |= burst["idle_cpu_s"] > burst["threads"] * rhythm.pause_s
     return found
 
 

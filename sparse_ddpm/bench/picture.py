@@ -11,6 +11,8 @@ from sparse_ddpm.errors import ConfigError, MissingDependencyError, expected
 from sparse_ddpm.files import write_atomically
 
 FORMATS = (".png", ".svg", ".pdf")
+SHOWN = (0, 50, 80, 90, 95, 98, 99)
+"""Sparsities, in per cent, that an axis names. Its scale is that of the weights left."""
 OUR_COLOUR, PEER_COLOURS = "#d1495b", {"float32": "#8d99ae", "bfloat16": "#c6ccd8"}
 COLOURS = ("#d1495b", "#00798c", "#edae49", "#66a182", "#5f4b8b")
 
@@ -81,7 +83,7 @@ def save_speedup(results: Sequence[dict[str, Any]], path: Path) -> None:
                 ("vs_fastest_peer", "--", "over all peers"),
             ):
                 points = sorted(
-                    (100 * result["sparsity"], row[key])
+                    (1.0 / (1.0 - result["sparsity"]), row[key])
                     for result in results
                     for row in result["ratios"]
                     if result["pattern"] == pattern and row["batch"] == batch and row[key]
@@ -91,6 +93,9 @@ def save_speedup(results: Sequence[dict[str, Any]], path: Path) -> None:
                     style = {"color": colour, "marker": "o", "ms": 3.5, "lw": 1.4}
                     axis.plot(x, y, line, label=f"{pattern}, {words}", **style)
         axis.axhline(1.0, color="#444444", lw=0.8)
+        axis.set_xscale("log")
+        axis.set_xticks([1.0 / (1.0 - s / 100) for s in SHOWN], [f"{s:g}" for s in SHOWN])
+        axis.xaxis.minorticks_off()
         axis.set_yscale("log")
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}x")
         axis.yaxis.set_major_locator(_ticks())

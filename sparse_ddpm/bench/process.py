@@ -19,7 +19,7 @@ TAIL = 800
 
 
 class WorkerError(EngineError):
-    """A worker failed: what it said, in one line."""
+    """A worker failed: what it said. Its engine's name is for the reader to add."""
 
 
 class Worker:
@@ -52,7 +52,7 @@ class Worker:
         except (OSError, EOFError, pickle.UnpicklingError):
             raise WorkerError(self._crash()) from None
         if kind == "error":
-            raise WorkerError(f"{self.spec.label}: {value}")
+            raise WorkerError(value)
         return value
 
     def build(self, job: Job) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class Worker:
         self._stderr.seek(0)
         said = self._stderr.read().decode(errors="replace").strip()
         tail = f"; it said: {said[-TAIL:]}" if said else ""
-        return f"{self.spec.label}: its process died ({how}){tail}"
+        return f"its process died ({how}){tail}"
 
     def __enter__(self) -> Worker:
         return self

@@ -69,6 +69,9 @@ def table(outcomes: Sequence[Outcome], ratios: Sequence[dict[str, Any]]) -> Iter
             if outcome.times is None:
                 what = "missing" if outcome.missing else "failed"
                 yield f"{outcome.spec.label:<22} {what}: {outcome.problem}"
+        for outcome in here:
+            if outcome.times is not None and outcome.times.restless:
+                yield f"{outcome.spec.label} kept its threads busy while others were timed"
         for key, words in (
             ("vs_fastest_fp32_peer", "the fastest float32 peer"),
             ("vs_fastest_peer", "the fastest peer of any precision"),

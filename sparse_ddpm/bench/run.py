@@ -105,7 +105,7 @@ def _at_batch(settings: Settings, batch: int, progress: Progress) -> list[Outcom
             # A comparison with NaN is false, so NaN is wrong too.
             if not outcome.error <= outcome.spec.tolerance:
                 outcome.problem = (
-                    f"{outcome.spec.label}: wrong: relative RMS error against float64 expected "
+                    "wrong: relative RMS error against float64 expected "
                     f"at most {outcome.spec.tolerance:g}, got {outcome.error:.1e}"
                 )
                 worker.close()

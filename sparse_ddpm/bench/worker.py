@@ -32,6 +32,7 @@ class Server:
 
     runner: Runner
     steps: int
+    threads: int
 
     def build(self, spec: EngineSpec, job: Job) -> dict[str, Any]:
         """Build the engine; say what it is and the seconds it took, imports included."""
@@ -39,7 +40,7 @@ class Server:
         module, _, function = spec.builder.partition(":")
         make = getattr(importlib.import_module(f"sparse_ddpm.bench.{module}"), function)
         self.runner = make(job, **spec.options)
-        self.steps = len(job.timesteps)
+        self.steps, self.threads = len(job.timesteps), job.threads
         return {
             "description": self.runner.description,
             "build_s": time.perf_counter() - start,
@@ -80,7 +81,7 @@ class Server:
             if now >= end and len(times) >= least:
                 break
         self._slept = time.process_time()
-        return {"times": times, "idle_cpu_s": idle}
+        return {"times": times, "idle_cpu_s": idle, "threads": self.threads}
 
     def peak_mib(self) -> float | None:
         """Largest resident memory since the start or the last `settle`, MiB."""
