@@ -173,8 +173,9 @@ def test_trace_takes_the_new_schedule(program: Program) -> None:
         first = engine.trace(x, 0)[program.output]
         engine.set_schedule(np.array([900]))
         second = engine.trace(x, 0)[program.output]
-        assert np.array_equal(second, engine.run(x, 0))
-    assert not np.array_equal(first, second)
+        # A trace keeps the values that a step fuses away: other roundings.
+        assert relative(second, engine.run(x, 0)) < 2e-6
+    assert relative(first, second) > 1e-3
 
 
 def test_two_callers_take_turns(program: Program) -> None:
@@ -226,7 +227,7 @@ def test_profile_times_every_operation(program: Program) -> None:
         engine.set_schedule(TIMESTEPS)
         engine.run(images(2), 0)
         timings = engine.timings()
-    made = [op.out for op in program.operations if not isinstance(op, Concat)]
+        made = [s.operation.out for s in engine.plan.steps if not isinstance(s.operation, Concat)]
     assert [name for name, _ in timings] == [program.input, *made, "output"]
     assert all(seconds >= 0 for _, seconds in timings)
     assert sum(seconds for _, seconds in timings) > 0

@@ -125,7 +125,10 @@ class CpuEngine(Engine):
         return out
 
     def trace(self, x: Images, step: int) -> dict[str, Images]:
-        """As `run`, but every value by name; the first call plans a second engine."""
+        """As `run`, but every value by name; the first call plans a second engine.
+
+        Nothing is fused in it, so that its output may be rounded otherwise than `run`'s.
+        """
         if self._tracer is None:
             self._tracer = CpuEngine(
                 self.program, self.batch, self.threads, keep_all=True, group=self._group
