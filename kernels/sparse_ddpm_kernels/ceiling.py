@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from sparse_ddpm_kernels.binding import ISAS, KernelError, available_isas, chosen_isa, load
 
-TRIES, SECONDS = 40, 0.004
+TRIES, SECONDS = 100, 0.004
 """The best of so many tries, each shorter than the turn that another process takes on a core, so
 that some go undisturbed: what else the machine does can only slow them."""
 LARGE, LARGE_TRIES = 64 << 20, 6

@@ -200,7 +200,8 @@ def table(layers: Sequence[LayerTime]) -> Iterator[str]:
             f"{layer.name:<22} {layer.kind:<15} {layer.kernel[:28]:<28} "
             f"{1e6 * layer.seconds:>9.1f} {layer.seconds / step:>6.1%} {arithmetic} "
             f"{loads:>11} {layer.bytes / 1024:>8.0f} "
-            f"{layer.bytes / layer.seconds / 1e9:>7.1f} {level:>11} {layer.roof_share:>8.1%}  {layer.bound}"
+            f"{layer.bytes / layer.seconds / 1e9:>7.1f} {level:>11} "
+            f"{layer.roof_share:>8.1%}  {layer.bound}"
         )
     found = totals(layers)
     kinds = ", ".join(f"{kind} {ms:.3f}" for kind, ms in found["kinds_ms"].items())

@@ -172,7 +172,6 @@ class TorchRunner:
 def build(job: Job, precision: str = "float32", compiled: bool = False) -> TorchRunner:
     """``precision``: ``float32``, ``autocast`` (bfloat16), or ``whole`` (the model is bfloat16)."""
     torch.set_num_threads(job.threads)
-    torch.set_grad_enabled(False)
     program = program_of(job)
     network = Network(program).eval()
     table = torch.from_numpy(folded_table(program, job.timesteps))
