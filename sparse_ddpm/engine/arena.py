@@ -134,9 +134,7 @@ def _in_place(operation: Operation) -> str | None:
             return None
 
 
-def _parents(
-    program: Program, stages: Sequence[_Stage], reuse: bool
-) -> dict[str, tuple[str, int]]:
+def _parents(program: Program, stages: Sequence[_Stage], reuse: bool) -> dict[str, tuple[str, int]]:
     """Values made inside another value's memory: its name and their first channel there.
 
     Inputs of a concatenation are made in it; with ``reuse``, what only one operation reads is made
@@ -152,9 +150,9 @@ def _parents(
                 if name not in parents:
                     parents[name] = (operation.out, channel)
     for stage in stages:
-        name = stage.over
-        if reuse and name is not None and uses[name] == 1 and name != program.input:
-            parents.setdefault(name, (stage.out, 0))
+        over = stage.over
+        if reuse and over is not None and uses[over] == 1 and over != program.input:
+            parents.setdefault(over, (stage.out, 0))
     return parents
 
 

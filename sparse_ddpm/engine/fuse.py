@@ -169,7 +169,7 @@ def fuse(
         makers[operation.out] = operation
     for operation in program.operations:
         if isinstance(operation, LinearAttention):
-            reasons[operation.out] = "its neighbours are not those of a block"
+            reasons[operation.out] = "not fused: its neighbours are not those of a block"
     for operation in program.operations:
         found = _around(operation, makers, uses)
         if found is None:
