@@ -348,12 +348,12 @@ void add_context(const Operation &op, const Cut &cut, const Block &block, bool a
         store(k + v * kVector, e * inverse);
       }
       if (whole < block.vectors) {
+        float *last = k + whole * kVector;
         const Vec inverse = load(inverses + whole * kVector);
-        Vec e = power_of_two(load(k + whole * kVector) * (inverse * kLog2E));
-        store(k + whole * kVector, e * inverse);
-        float kept[kVector];
-        store(kept, e);
-        sum += load(kept, tail);
+        const Vec e = power_of_two(load(last) * (inverse * kLog2E));
+        store(last, e);
+        sum += load(last, tail);
+        store(last, e * inverse);
       }
       if (Planar) {
         *total = lane_sum(sum) + (add ? *total : 0.0f);
