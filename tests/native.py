@@ -63,11 +63,15 @@ def build_library(folder: Path, *options: str) -> Path:
 
 
 def run_engine_tests(
-    pattern: str = "test_engine_cpu_*.py", remote: list[str] | None = None, **environment: str
+    pattern: str = "test_engine_cpu_*.py",
+    remote: list[str] | None = None,
+    without: tuple[str, ...] = (),
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
     """The engine's tests whose file names match, and the binding's, in a fresh interpreter.
 
     ``remote``: the command that serves the library they use, instead of one that is loaded.
+    ``without``: parts of the names of tests to leave out.
     """
     paths = [ROOT, ROOT / "kernels", ROOT / "export", *([CROSS] if remote else [])]
     variables = {
@@ -83,7 +87,9 @@ def run_engine_tests(
         variables.pop("SPARSE_DDPM_LIBRARY", None)
         variables["SPARSE_DDPM_REMOTE"] = " ".join(remote)
         # A test that starts an interpreter of its own would test the library that is installed.
-        command += ["-p", "remote_library", "-k", "not forked"]
+        command += ["-p", "remote_library"]
+        without += ("forked",)
+    command += ["-k", " and ".join(f"not {name}" for name in without)] if without else []
     command += [*map(str, tests), str(ROOT / "tests" / "test_kernels_binding.py")]
     return subprocess.run(
         command, cwd=ROOT, env=variables, check=False, capture_output=True, text=True

@@ -140,22 +140,10 @@ def check(
         assert all(np.array_equal(output, outputs[0]) for output in outputs)
 
 
-@pytest.mark.parametrize("batch", [1, 16, 32, 48])
+@pytest.mark.parametrize("batch", [1, 3, 16, 17, 32])
 @pytest.mark.parametrize("side", [(1, 1), (4, 4), (7, 5), (8, 8), (17, 16), (33, 1)])
 def test_shapes(batch: int, side: tuple[int, int]) -> None:
     check(Block().program(*side), (batch,), (1, 2, 3))
-
-
-@pytest.mark.parametrize("batch", [3, 17])
-def test_other_batches_run_apart(batch: int) -> None:
-    program = Block().program(8, 8)
-    check(program, (batch,), fused=False)
-    reason = attention_step(make_plan(program, batch)).reason
-    assert f"not fused: {batch} images" in reason
-
-
-def test_padded_lanes_are_fused() -> None:
-    check(Block().program(4, 4), (12, 24))
 
 
 @pytest.mark.parametrize(("heads", "dim_head"), [(1, 1), (1, 32), (3, 5), (4, 32), (2, 20)])
@@ -379,7 +367,7 @@ def test_bad_numbers_reach_the_output_of_their_image_alone(bad: float, batch: in
 def test_the_account_of_a_block() -> None:
     config = UNetConfig(dim=16, dim_mults=(1, 2), channels=1, image_size=8, groups=4)
     program = lower(synthetic_ticket(config, 0.97))
-    fused, apart = make_plan(program, 16), make_plan(program, 3)
+    fused, apart = make_plan(program, 16), make_plan(program, 16, keep_all=True)
     blocks = [step for step in fused.steps if step.block is not None]
     assert len(blocks) == 4
     rows = {row.name: row for row in account(fused)}

@@ -58,11 +58,11 @@ def test_whole_networks(program: Program, isa: str, monkeypatch: pytest.MonkeyPa
     reference = ReferenceEngine(program, len(x))
     reference.set_schedule(TIMESTEPS)
     wanted = reference.run(x, 1)
-    for batch in BATCHES:
-        for threads in (1, 2):
-            with CpuEngine(program, batch, threads) as engine:
-                assert isa in engine.description
-                engine.set_schedule(TIMESTEPS)
-                got = engine.run(x[:batch], 1)
-            error = np.abs(got - wanted[:batch]).max() / np.abs(wanted).max()
-            assert error < 5e-6, (batch, threads, error)
+    for index, batch in enumerate(BATCHES):
+        threads = 1 + index % 2
+        with CpuEngine(program, batch, threads) as engine:
+            assert isa in engine.description
+            engine.set_schedule(TIMESTEPS)
+            got = engine.run(x[:batch], 1)
+        error = np.abs(got - wanted[:batch]).max() / np.abs(wanted).max()
+        assert error < 5e-6, (batch, threads, error)

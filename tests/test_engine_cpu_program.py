@@ -87,7 +87,8 @@ def test_memory_reuse_changes_nothing(program: Program) -> None:
         assert reusing.plan.arena_bytes < keeping.plan.arena_bytes
         for engine in (reusing, keeping):
             engine.set_schedule(TIMESTEPS)
-        assert np.array_equal(reusing.run(x, 2), keeping.run(x, 2))
+        # Linear attention is not fused where every value is kept: other roundings.
+        assert relative(reusing.run(x, 2), keeping.run(x, 2)) < 2e-6
 
 
 def test_repeated_runs_are_identical(program: Program) -> None:

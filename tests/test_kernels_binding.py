@@ -40,7 +40,7 @@ def doubling(threads: int = 1, flags: int = 0) -> Executor:
     conv.panel_ptr, conv.offset = ptr.ctypes.data, offset.ctypes.data
     conv.value, conv.slot = value.ctypes.data, slot.ctypes.data
     ops = [Op(kind=Kind.LOAD, out=tensor(0)), conv, Op(kind=Kind.STORE, x=tensor(1))]
-    executor = Executor(ops, arena=3 * PLANE, lanes=1, batch=1, threads=threads, flags=flags)
+    executor = Executor(ops, arena=3 * PLANE, lanes=1, threads=threads, flags=flags)
     value[:] = np.nan
     return executor
 
@@ -94,12 +94,12 @@ def test_unknown_isa(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_unknown_operation_is_refused() -> None:
     with pytest.raises(KernelError, match="no such operation"):
-        Executor([Op(kind=99)], arena=16, lanes=1, batch=1, threads=1)
+        Executor([Op(kind=99)], arena=16, lanes=1, threads=1)
 
 
 def test_more_memory_than_there_is() -> None:
     with pytest.raises(KernelError, match="out of memory"):
-        Executor([], arena=2**58, lanes=1, batch=1, threads=1)
+        Executor([], arena=2**58, lanes=1, threads=1)
 
 
 def test_closed_executor() -> None:

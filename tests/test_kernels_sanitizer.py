@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from native import CROSS, ROOT, build_library, build_program, compiler, run_engine_tests
+from sparse_ddpm_kernels import available_isas
 
 REPORT = re.compile(r"(ERROR|WARNING): \w+Sanitizer|runtime error:")
 
@@ -35,7 +36,7 @@ conv.panel_ptr, conv.offset = ptr.ctypes.data, offset.ctypes.data
 conv.value, conv.slot = value.ctypes.data, slot.ctypes.data
 ops = [Op(kind=Kind.LOAD, out=tensors[0]), conv, Op(kind=Kind.STORE, x=tensors[1])]
 image = np.ones((1, 1, 4, 4), np.float32)
-executor = Executor(ops, arena=32, lanes=1, batch=1, threads=1)
+executor = Executor(ops, arena=32, lanes=1, threads=1)
 executor.run(image, np.empty_like(image), None)
 FORGET
 print("finished")
@@ -49,7 +50,7 @@ import remote_library
 remote_library.pytest_configure()
 place = Tensor(0, STRIDE, 64, 0, 64, 64, 64, 0)
 image = np.ones((1, 64, 64, 64), np.float32)
-with Executor([Op(kind=Kind.LOAD, out=place)], arena=64**3, lanes=1, batch=1, threads=2) as both:
+with Executor([Op(kind=Kind.LOAD, out=place)], arena=64**3, lanes=1, threads=2) as both:
     for _ in range(50):
         both.run(image, image, None)
 print("finished")
@@ -169,7 +170,9 @@ def test_a_race_is_reported(thread: Build, stride: str, clean: bool) -> None:
 @pytest.mark.slow
 def test_the_engines_tests_are_free_of_races(thread: Build) -> None:
     remote = [str(thread.driver), str(thread.library)]
-    found = run_engine_tests(remote=remote, **thread.variables)
+    # Threads share the same data whatever the instruction set: the widest stands for all.
+    narrower = available_isas()[:-1]
+    found = run_engine_tests(remote=remote, without=narrower, **thread.variables)
     output = found.stdout + found.stderr
     assert not REPORT.search(output), output[-5000:]
     assert found.returncode == 0, output[-5000:]

@@ -13,7 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-ABI = 2
+ABI = 3
 LIBRARY = "sparse_ddpm_cpu.so"
 ISAS = ("baseline", "avx2", "avx512", "neon")
 """Instruction sets, by their number in the library. AArch64 has ``neon`` and nothing else.
@@ -45,9 +45,10 @@ class Kind(enum.IntEnum):
     UPSAMPLE = 8
     COPY = 9
     ADD = 10
-    LINEAR_CONTEXT = 11
-    LINEAR_MERGE = 12
-    LINEAR_APPLY = 13
+    TAPS = 11
+    LINEAR_CONTEXT = 12
+    LINEAR_MERGE = 13
+    LINEAR_APPLY = 14
 
 
 class Tensor(ctypes.Structure):
@@ -109,6 +110,8 @@ class Op(ctypes.Structure):
         ("heads", ctypes.c_int32),
         ("dim_head", ctypes.c_int32),
         ("group", ctypes.c_int32),
+        ("size", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
         ("film", ctypes.c_int64),
         ("eps", ctypes.c_double),
         ("out", Tensor),
@@ -134,7 +137,6 @@ class NativeProgram(ctypes.Structure):
         ("threads", ctypes.c_int32),
         ("flags", ctypes.c_int32),
         ("lanes", ctypes.c_int64),
-        ("batch", ctypes.c_int64),
         ("arena", ctypes.c_int64),
         ("ops", ctypes.c_int64),
         ("op", ctypes.POINTER(Op)),
@@ -181,7 +183,7 @@ def _load(path: Path) -> ctypes.CDLL:
         ctypes.c_int64,
     )
     library.sdk_run.restype = None
-    library.sdk_run.argtypes = (ctypes.c_void_p,) * 4
+    library.sdk_run.argtypes = (*(ctypes.c_void_p,) * 4, ctypes.c_int64)
     library.sdk_arena.restype = ctypes.c_void_p
     library.sdk_engine_isa.restype = ctypes.c_int32
     library.sdk_bytes.restype = ctypes.c_int64

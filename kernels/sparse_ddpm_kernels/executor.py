@@ -27,7 +27,7 @@ _ERROR_BYTES = 512
 class Executor:
     """Owns a native engine. The arrays behind ``ops`` are copied and may go once it is made.
 
-    ``arena``: floats; ``lanes``: floats between neighbouring pixels, >= batch; ``flags``: of
+    ``arena``: floats; ``lanes``: images of one pass, 1 or a multiple of 16; ``flags``: of
     `POISON`, `PROFILE`. Nothing here checks an offset or a stride: that is the caller's duty.
     Raises `KernelError` when the library is missing or refuses.
     """
@@ -38,7 +38,6 @@ class Executor:
         *,
         arena: int,
         lanes: int,
-        batch: int,
         threads: int,
         flags: int = 0,
     ) -> None:
@@ -47,9 +46,7 @@ class Executor:
         self._count = len(ops)
         self._arena_floats = arena
         array = (Op * len(ops))(*ops)
-        program = NativeProgram(
-            ABI, chosen_isa(), threads, flags, lanes, batch, arena, len(ops), array
-        )
+        program = NativeProgram(ABI, chosen_isa(), threads, flags, lanes, arena, len(ops), array)
         error = ctypes.create_string_buffer(_ERROR_BYTES)
         handle = self._library.sdk_create(ctypes.byref(program), error, _ERROR_BYTES)
         if not handle:
@@ -67,18 +64,18 @@ class Executor:
         return int(self._library.sdk_bytes(self._open()))
 
     def run(self, x: NDArray[np.float32], out: NDArray[np.float32], row: int | None) -> None:
-        """One step. ``x``, ``out``: contiguous ``[batch, C, H, W]``; ``row``: address of floats."""
+        """One step. ``x``, ``out``: contiguous ``[images, C, H, W]``; ``row``: an address."""
         with self._lock:
-            self._library.sdk_run(self._open(), x.ctypes.data, out.ctypes.data, row)
+            self._library.sdk_run(self._open(), x.ctypes.data, out.ctypes.data, row, len(x))
 
     def arena(self) -> NDArray[np.float32]:
-        """A view of the arena, float32 ``[arena]``; valid until `close`."""
+        """The arena, float32 ``[arena]``, as the last pass left it; valid until `close`."""
         address = self._library.sdk_arena(self._open())
         pointer = ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
         return np.ctypeslib.as_array(pointer, shape=(self._arena_floats,))
 
     def seconds(self) -> NDArray[np.float64]:
-        """Seconds of the last run by operation, ``[ops]``; needs the flag `PROFILE`."""
+        """Seconds of the last step by operation, ``[ops]``; needs the flag `PROFILE`."""
         seconds = np.zeros(self._count, dtype=np.float64)
         self._library.sdk_seconds(self._open(), seconds.ctypes.data)
         return seconds

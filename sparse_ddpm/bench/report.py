@@ -10,7 +10,7 @@ from sparse_ddpm.bench.run import Outcome
 
 HEADER = (
     f"{'engine':<22} {'dtype':<9} {'step ms':>9} {'p10':>9} {'p90':>9} {'images/s':>9} "
-    f"{'MiB':>7} {'in steps':>8} {'error':>8}"
+    f"{'peak MiB':>8} {'in steps':>8} {'error':>8}"
 )
 
 
@@ -63,7 +63,7 @@ def table(outcomes: Sequence[Outcome], ratios: Sequence[dict[str, Any]]) -> Iter
             yield (
                 f"{row['engine']:<22} {row['dtype']:<9} {row['step_ms']:>9.3f} "
                 f"{row['p10_ms']:>9.3f} {row['p90_ms']:>9.3f} {row['images_per_s']:>9.1f} "
-                f"{row['peak_mib']:>7.0f} {row['step_peak_mib']:>8.0f} {row['error']:>8.1e}"
+                f"{row['peak_mib']:>8.0f} {row['step_peak_mib']:>8.0f} {row['error']:>8.1e}"
             )
         for outcome in here:
             if outcome.times is None:

@@ -17,10 +17,13 @@ from sparse_ddpm.program.operations import inputs_of
 from sparse_ddpm.program.program import Shape
 
 LINE = 16
-"""Floats in a cache line: the alignment of buffers, channels and wide lanes."""
+"""Floats in a cache line: the alignment of buffers and channels."""
 
-PADDING_LIMIT = 4 / 3
-"""Lanes are rounded up to whole cache lines where that adds at most a third (measured)."""
+NO_TAPS: Mapping[str, int] = MappingProxyType({})
+NO_BLOCKS: Mapping[str, LinearBlock] = MappingProxyType({})
+
+FULL_PASS = 13
+"""One-image passes that take as long as a pass of `LINE` images (measured)."""
 
 
 def _round_up(count: int) -> int:
@@ -28,9 +31,12 @@ def _round_up(count: int) -> int:
 
 
 def lanes_for(batch: int) -> int:
-    """Floats between neighbouring pixels: the batch, or the batch rounded up to full vectors."""
-    padded = _round_up(batch)
-    return padded if padded <= PADDING_LIMIT * batch else batch
+    """Images of one pass over the Program, side by side in memory: 1 or `LINE`, the faster.
+
+    A step of more images makes several passes: larger ones would share nothing more, and leave the
+    caches.
+    """
+    return LINE if FULL_PASS * -(-batch // LINE) <= batch else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +83,14 @@ class _Layout:
     channel_stride: int
 
 
-def _layout(height: int, width: int, halo: int, lanes: int) -> _Layout:
-    row = (width + halo) * lanes
-    lead = _round_up(halo * (row + lanes))
+def _layout(height: int, width: int, halo: int, lanes: int, columns: int | None = None) -> _Layout:
+    """``columns``: of zeros between rows and past their ends, by default as many as ``halo``."""
+    columns = halo if columns is None else columns
+    row = (width + columns) * lanes
+    lead = _round_up(halo * row + columns * lanes)
     image = (height - 1) * row + width * lanes
     # One more line: the last vector of an image may reach up to 15 floats past its taps.
-    lines = _round_up(lead + image + halo * (row + lanes) + LINE) // LINE
+    lines = _round_up(lead + image + halo * row + columns * lanes + LINE) // LINE
     # An odd number of lines, so that one pixel's channels spread over all sets of the caches.
     return _Layout(lead, row, LINE * (lines | 1))
 
@@ -181,15 +189,24 @@ def _place(intervals: Mapping[str, tuple[int, int, int]], reuse: bool) -> dict[s
     return placed
 
 
+def taps_of(name: str) -> str:
+    """The name of the shifted copies of its input that the convolution ``name`` reads."""
+    return f"{name}/taps"
+
+
 def plan_arena(
     program: Program,
     lanes: int,
     keep_all: bool,
-    blocks: Mapping[str, LinearBlock] = MappingProxyType({}),
+    tapped: Mapping[str, int] = NO_TAPS,
+    blocks: Mapping[str, LinearBlock] = NO_BLOCKS,
 ) -> Arena:
     """Place every value of ``program``; with ``keep_all`` no memory is used twice.
 
-    Values inside ``blocks`` get no place; the contexts of a block are a buffer, see `contexts_of`.
+    ``tapped``: copies of each input channel that a convolution reads in place of its input (see
+    `taps_of`): one for each column of the kernel, with rows of zeros around, or one for each tap,
+    without. Their inputs need no halo. Values inside ``blocks`` get no place; the contexts of a
+    block are a buffer, see `contexts_of`.
     """
     stages = _stages(program, blocks)
     times = _times(program, stages)
@@ -206,7 +223,7 @@ def plan_arena(
     for name in times:
         halos.setdefault(root(name)[0], 0)
     for operation in program.operations:
-        if isinstance(operation, Conv) and operation.x in times:
+        if isinstance(operation, Conv) and operation.x in times and operation.out not in tapped:
             owner = root(operation.x)[0]
             halos[owner] = max(halos[owner], operation.size // 2)
 
@@ -219,20 +236,31 @@ def plan_arena(
         owner = root(name)[0]
         begin, end = spans.get(owner, (first, last))
         spans[owner] = (min(begin, first), max(end, last))
-    sizes = {
-        name: (program.shapes[name][0] * layouts[name].channel_stride, *spans[name])
-        for name in halos
-    }
+    shapes = {name: program.shapes[name] for name in times}
+    for step, operation in enumerate(program.operations, start=1):
+        if isinstance(operation, Conv) and operation.out in tapped:
+            name, size = taps_of(operation.out), operation.size
+            channels, height, width = shapes[operation.x]
+            copies = tapped[operation.out]
+            shapes[name] = (channels * copies, height, width)
+            halos[name] = size // 2 if copies == size else 0
+            layouts[name] = _layout(height, width, halos[name], lanes, columns=0)
+            if copies != size and height * width * lanes % LINE == 0:
+                # Nothing reads past a copy of whole lines, so they can lie side by side.
+                image = height * width * lanes
+                layouts[name] = _Layout(0, width * lanes, image)
+            spans[name] = (step, step)
+    sizes = {name: (shapes[name][0] * layouts[name].channel_stride, *spans[name]) for name in halos}
     for stage in stages:
         if stage.contexts > 0:
             sizes[contexts_of(stage.out)] = (_round_up(stage.contexts), stage.step, stage.step)
     buffers = _place(sizes, reuse=not keep_all)
     placements = {}
-    for name in times:
+    for name, shape in shapes.items():
         owner, channel = root(name)
         layout = layouts[owner]
         placements[name] = Placement(
-            shape=program.shapes[name],
+            shape=shape,
             halo=halos[owner],
             offset=buffers[owner].start + channel * layout.channel_stride + layout.lead,
             channel_stride=layout.channel_stride,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sparse_ddpm_kernels import POISON, PROFILE, Executor, KernelError, Kind, Op, Tensor
 from sparse_ddpm_kernels.binding import NativeBlock, NativeWeight
 
-from sparse_ddpm.engine.arena import Placement, contexts_of
+from sparse_ddpm.engine.arena import Placement, contexts_of, taps_of
 from sparse_ddpm.engine.base import Engine, Images, check_batch, check_timesteps
 from sparse_ddpm.engine.fuse import LinearBlock, Weight
 from sparse_ddpm.engine.plan import Plan, Step, concat_copies, make_plan
@@ -77,7 +77,7 @@ class CpuEngine(Engine):
         self._timesteps: NDArray[np.float64] | None = None
         self._films = _film_columns(program)
         self._table = np.zeros((0, sum(2 * len(op.gamma) for op, _ in self._films)), np.float32)
-        self._output_shape = (self.batch, *program.shapes[program.output])
+        self._output_shape = program.shapes[program.output]
         poison = POISON if os.environ.get("SPARSE_DDPM_POISON") == "1" else 0
         ops = _Ops(self.plan, {op.out: column for op, column in self._films})
         self._names = ops.names
@@ -86,7 +86,6 @@ class CpuEngine(Engine):
                 ops.ops,
                 arena=self.plan.arena.size,
                 lanes=self.plan.lanes,
-                batch=self.batch,
                 threads=threads,
                 flags=poison | (PROFILE if profile else 0),
             )
@@ -116,7 +115,10 @@ class CpuEngine(Engine):
 
     def run(self, x: Images, step: int) -> Images:
         self.check_input(x, step, len(self._table))
-        out = np.empty(self._output_shape, dtype=np.float32)
+        return self._run(x, step)
+
+    def _run(self, x: Images, step: int) -> Images:
+        out = np.empty((len(x), *self._output_shape), dtype=np.float32)
         row = self._table.ctypes.data + step * self._table.strides[0] if self._films else None
         try:
             self._executor.run(np.ascontiguousarray(x), out, row)
@@ -136,27 +138,34 @@ class CpuEngine(Engine):
         tracer = self._tracer
         if tracer is not self and self._timesteps is not None:
             tracer._table, tracer._timesteps = self._table, self._timesteps
-        tracer.run(x, step)
-        arena = tracer._executor.arena()
-        placements = tracer.plan.arena.placements
-        return {name: self._value(arena, placement) for name, placement in placements.items()}
+        tracer.check_input(x, step, len(tracer._table))
+        lanes = self.plan.lanes
+        passes = [tracer._pass_values(x[i : i + lanes], step) for i in range(0, self.batch, lanes)]
+        return {name: np.concatenate([values[name] for values in passes]) for name in passes[0]}
 
-    def _value(self, arena: NDArray[np.float32], placement: Placement) -> Images:
+    def _pass_values(self, x: Images, step: int) -> dict[str, Images]:
+        """Every value of one pass, at most ``lanes`` images."""
+        self._run(x, step)
+        arena, placements = self._executor.arena(), self.plan.arena.placements
+        return {name: self._value(arena, placements[name], len(x)) for name in self.program.shapes}
+
+    def _value(self, arena: NDArray[np.float32], placement: Placement, images: int) -> Images:
         strides = (placement.channel_stride, placement.row_stride, self.plan.lanes, 1)
         view = np.lib.stride_tricks.as_strided(
             arena[placement.offset :],
-            shape=(*placement.shape, self.batch),
+            shape=(*placement.shape, images),
             strides=tuple(stride * arena.itemsize for stride in strides),
             writeable=False,
         )
-        return np.ascontiguousarray(view.transpose(3, 0, 1, 2))
+        # A copy even where the view is contiguous: the next pass writes there.
+        return view.transpose(3, 0, 1, 2).copy()
 
     def timings(self) -> list[tuple[str, float]]:
-        """Seconds of the last run by value made, in order; needs ``profile``."""
-        seconds: dict[str, float] = {}
-        for name, taken in zip(self._names, self._executor.seconds().tolist(), strict=True):
-            seconds[name] = seconds.get(name, 0.0) + taken
-        return list(seconds.items())
+        """Seconds of the last step by value made, in order; needs ``profile``."""
+        spent: dict[str, float] = {}
+        for name, seconds in zip(self._names, self._executor.seconds().tolist(), strict=True):
+            spent[name] = spent.get(name, 0.0) + seconds
+        return list(spent.items())
 
     def close(self) -> None:
         """End the threads and free the memory; `run` then raises `EngineError`."""
@@ -265,8 +274,15 @@ class _Ops:
 
     def _conv(self, op: Op, operation: Conv, step: Step) -> None:
         panels = self._plan.panels(step)
+        source = operation.x
+        if step.taps:
+            source = taps_of(operation.out)
+            taps = Op(kind=Kind.TAPS, size=operation.size)
+            taps.x, taps.out = self._tensor(operation.x), self._tensor(source)
+            taps.out.halo = 0  # the operation itself clears it
+            self._add(operation.out, taps)
         op.kind = Kind.CONV
-        op.x, op.y = self._tensor(operation.x), self._tensor(operation.residual)
+        op.x, op.y = self._tensor(source), self._tensor(operation.residual)
         op.group, op.panels = step.group, len(panels.rows)
         op.a = self._address(operation.bias, np.float32)
         op.panel_ptr = self._address(panels.ptr, np.int64)

@@ -223,8 +223,6 @@ def _make_block(
     group: int | None,
 ) -> LinearBlock | str:
     """The block, or why it cannot be."""
-    if lanes != 1 and lanes % LINE != 0:
-        return f"not fused: {lanes} images are neither one nor whole vectors"
     if qkv.bias is not None:
         return "not fused: qkv has a bias"
     _, height, width = program.shapes[mix.out]

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_ddpm.engine.arena import Arena, Placement, lanes_for, plan_arena
+from sparse_ddpm.engine.arena import LINE, Arena, Placement, lanes_for, plan_arena, taps_of
 from sparse_ddpm.engine.fuse import LinearBlock, fuse
-from sparse_ddpm.engine.panels import ENTRY_COST, Panels, choose_group, make_panels
+from sparse_ddpm.engine.panels import ENTRY_COST, GroupChoice, Panels, choose_group, make_panels
 from sparse_ddpm.errors import EngineError, expected
 from sparse_ddpm.program import (
     Add,
@@ -29,9 +29,16 @@ from sparse_ddpm.program import (
     SpaceToDepth,
     Upsample2x,
 )
+from sparse_ddpm.program.program import Shape
 
 FLOAT_BYTES = 4
 MAX_OFFSET = 2**31 - 1
+
+SMALL_IMAGE = 64
+"""Pixels of an image for which shifted copies pay with any panels."""
+
+MAX_TAPPED_SIZE = 5
+"""Larger kernels would need more copies than they are worth."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,7 +47,8 @@ class Step:
 
     ``operation``: that, or the last of the ``block``. ``flops``: what a convolution or a block
     executes for one image, filled-in zeros included, a multiplication and its addition as two;
-    else 0. For convolutions: ``group`` (G) and ``entries`` (panel entries).
+    else 0. For convolutions: ``group`` (G), ``entries`` (panel entries) and ``taps``, the shifted
+    copies of each input channel that it reads.
     """
 
     operation: Operation
@@ -49,6 +57,7 @@ class Step:
     group: int = 0
     entries: int = 0
     flops: int = 0
+    taps: int = 0
     block: LinearBlock | None = None
 
     @property
@@ -59,7 +68,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """A Program at one batch size. ``lanes``: floats between neighbouring pixels, >= batch."""
+    """A Program at one batch size. ``lanes``: images of one pass, see `lanes_for`."""
 
     program: Program
     batch: int
@@ -91,8 +100,8 @@ class Plan:
         operation = step.operation
         if not isinstance(operation, Conv):
             raise EngineError(expected(f"offsets of {operation.out}", "a Conv", step.kernel))
-        x = self.arena.placements[operation.x]
         size, middle = operation.size, operation.size // 2
+        x = self.arena.placements[taps_of(operation.out) if step.taps else operation.x]
         if x.shape[0] * x.channel_stride > MAX_OFFSET:
             raise EngineError(
                 expected(
@@ -101,13 +110,15 @@ class Plan:
                     f"{x.shape[0] * x.channel_stride}; use a smaller batch",
                 )
             )
-        channel, tap = np.divmod(np.arange(x.shape[0] * size * size), size * size)
+        channel, tap = np.divmod(np.arange(operation.weight.shape[1]), size * size)
         row, column = np.divmod(tap, size)
-        by_column = (
-            channel * x.channel_stride
-            + (row - middle) * x.row_stride
-            + (column - middle) * self.lanes
-        )
+        if step.taps == size * size:
+            by_column = (channel * step.taps + tap) * x.channel_stride
+        elif step.taps == size:
+            by_column = (channel * size + column) * x.channel_stride + (row - middle) * x.row_stride
+        else:
+            by_column = channel * x.channel_stride + (row - middle) * x.row_stride
+            by_column += (column - middle) * self.lanes
         offsets: NDArray[np.int32] = by_column.astype(np.int32)[panels.columns]
         return offsets
 
@@ -125,14 +136,21 @@ def make_plan(
         raise EngineError(expected("group", f"one of {', '.join(map(str, ENTRY_COST))}", group))
     lanes = lanes_for(batch)
     blocks, reasons = ({}, {}) if keep_all else fuse(program, lanes, group)
-    arena = plan_arena(program, lanes, keep_all, blocks)
     inside = {name for block in blocks.values() for name in block.inside}
+    convs = [op for op in program.operations if isinstance(op, Conv) and op.out not in inside]
+    groups = {op.out: choose_group(op.weight, group) for op in convs}
+    tapped = {
+        op.out: copies
+        for op in convs
+        if (copies := _choose_taps(op, groups[op.out].group, lanes, program.shapes[op.out]))
+    }
+    arena = plan_arena(program, lanes, keep_all, tapped, blocks)
     steps = tuple(
-        _block_step(blocks[operation.out], program)
-        if operation.out in blocks
-        else _step(operation, program, arena, group, reasons)
-        for operation in program.operations
-        if operation.out not in inside
+        _block_step(blocks[op.out], program)
+        if op.out in blocks
+        else _step(op, program, arena, groups, tapped, reasons)
+        for op in program.operations
+        if op.out not in inside
     )
     return Plan(program, batch, lanes, arena, steps)
 
@@ -144,25 +162,43 @@ def _block_step(block: LinearBlock, program: Program) -> Step:
     return Step(block.out_norm, kernel, block.reason, flops=flops, block=block)
 
 
+def _choose_taps(operation: Conv, group: int, lanes: int, shape: Shape) -> int:
+    """Shifted copies of each input channel that pay, 0 for none.
+
+    With whole vectors of images as lanes every tap is aligned. Otherwise copies save the loads that
+    cross cache lines and the halo, and cost their own making (measured: they pay where each loaded
+    pixel is used once, and for small images, where much of each row is halo).
+    """
+    image = shape[1] * shape[2] * lanes
+    if operation.size == 1 or operation.size > MAX_TAPPED_SIZE or lanes % LINE == 0:
+        return 0
+    if image <= LINE:
+        return operation.size**2
+    return operation.size if group == 1 or image <= SMALL_IMAGE else 0
+
+
 def _step(
     operation: Operation,
     program: Program,
     arena: Arena,
-    group: int | None,
+    groups: Mapping[str, GroupChoice],
+    tapped: Mapping[str, int],
     reasons: Mapping[str, str],
 ) -> Step:
     match operation:
-        case Conv(weight=weight, out=out):
-            choice = choose_group(weight, group)
+        case Conv(out=out, size=size):
+            choice, copies = groups[out], tapped.get(out, 0)
             _, height, width = program.shapes[out]
             flops = 2 * choice.entries * choice.group * height * width
+            source = {0: "", size: ", columns shifted", size**2: ", taps shifted"}[copies]
             return Step(
                 operation,
-                f"panels G={choice.group}",
+                f"panels G={choice.group}{source}",
                 choice.reason,
                 choice.group,
                 choice.entries,
                 flops,
+                copies,
             )
         case NormAct(film=film, silu=silu):
             parts = ["group norm", *["FiLM"] * (film is not None), *["SiLU"] * silu]

@@ -100,7 +100,7 @@ void serve(void *library) {
     auto *engine = reinterpret_cast<sdk_engine *>(~number());
     if (command == 'r') {
       Bytes x, row, out(number());
-      sdk_run(engine, x.floats(), out.floats(), row.floats());
+      sdk_run(engine, x.floats(), out.floats(), row.floats(), number());
       answer(out.data, out.size);
     } else if (command == 'a') {
       answer(sdk_arena(engine), number());

@@ -156,11 +156,11 @@ class RemoteLibrary:
         self._arena_floats[handle], self._operations[handle] = program.arena, count
         return handle
 
-    def sdk_run(self, handle: int, x: int, out: int, row: int | None) -> None:
+    def sdk_run(self, handle: int, x: int, out: int, row: int | None, images: int) -> None:
         wanted = self.known.rest(out)
         with self._lock:
             data = self.known.rest(x).tobytes(), self.known.rest(row).tobytes()
-            self._ask("r", handle, *data, wanted.nbytes)
+            self._ask("r", handle, *data, wanted.nbytes, images)
             wanted[:] = np.frombuffer(self._block(), np.uint8)
 
     def sdk_arena(self, handle: int) -> int:

@@ -1,6 +1,7 @@
 // The executor: copies a program, prepares its operations, runs them in order.
 #include "engine.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -97,11 +98,18 @@ sdk_weight copied(sdk_weight w, std::vector<Floats> &store, int64_t &bytes) {
   return w;
 }
 
+// Floats before and after the arena that taps may read.
+constexpr int64_t kPad = 16;
+
 // Channels whose halo one unit of work clears.
 constexpr int64_t kHaloChannels = 8;
 
 int64_t halo_units(const sdk_tensor &t) {
   return t.halo > 0 ? (t.channels + kHaloChannels - 1) / kHaloChannels : 0;
+}
+
+int64_t image_floats(const sdk_tensor &t) {
+  return static_cast<int64_t>(t.channels) * t.height * t.width;
 }
 
 void zero(float *from, int64_t count) {
@@ -114,7 +122,9 @@ void clear_halo(const sdk_tensor &t, float *arena, int64_t lanes, int64_t unit) 
   for (int64_t c = unit * kHaloChannels; c < end && c < t.channels; ++c) {
     float *first = arena + t.offset + c * t.channel_stride;
     zero(first - t.channel_lead, t.channel_lead);
-    for (int64_t h = 0; h + 1 < t.height; ++h) zero(first + h * t.row_stride + row, gap);
+    // Gaps are short as a rule: a call for each would cost more than its floats.
+    for (int64_t h = 0; h + 1 < t.height; ++h)
+      for (int64_t i = row; i < row + gap; ++i) first[h * t.row_stride + i] = 0.0f;
     zero(first + (t.height - 1) * t.row_stride + row, t.halo * (t.row_stride + lanes));
   }
 }
@@ -127,7 +137,7 @@ using namespace sdk;
 struct sdk_engine {
   explicit sdk_engine(const sdk_program &program);
 
-  void run(const float *x, float *out, const float *row);
+  void run(const float *x, float *out, const float *row, int64_t images);
   static void work(void *self, int64_t task, int64_t unit, int thread);
   static void done(void *self, int64_t task);
 
@@ -135,6 +145,7 @@ struct sdk_engine {
   const Kernels *kernels;
   Step step{};
   int64_t arena_floats, scratch_floats = 0, bytes = 0;
+  int64_t input_floats = 0, output_floats = 0;  // of one image
   Floats arena;
   std::vector<Floats> stored, scratch;
   std::vector<Operation> operations;
@@ -154,11 +165,10 @@ sdk_engine::sdk_engine(const sdk_program &program) : flags(program.flags) {
   if (isa >= SDK_ISAS || !(supported() >> isa & 1))
     throw std::invalid_argument("this machine lacks the instruction set that was asked for");
   kernels = &kernels_of(isa);
-  arena_floats = program.arena;
+  arena_floats = kPad + program.arena + kPad;
   arena = allocate(arena_floats);
-  step.arena = arena.get();
+  step.arena = arena.get() + kPad;
   step.lanes = program.lanes;
-  step.batch = program.batch;
   const auto count = static_cast<size_t>(program.ops);
   operations.resize(count);
   tilings.resize(count);
@@ -171,6 +181,8 @@ sdk_engine::sdk_engine(const sdk_program &program) : flags(program.flags) {
     op.is = program.op[i];
     op.step = &step;
     if (op.is.kind < 0 || op.is.kind >= SDK_KINDS) throw std::invalid_argument("no such operation");
+    if (op.is.kind == SDK_LOAD) input_floats = image_floats(op.is.out);
+    if (op.is.kind == SDK_STORE) output_floats = image_floats(op.is.x);
     if (op.is.kind == SDK_CONV) {
       const int64_t slots = op.is.panels * op.is.group, entries = op.is.panel_ptr[op.is.panels];
       op.is.panel_ptr = copied(op.is.panel_ptr, op.is.panels + 1, stored, bytes);
@@ -201,6 +213,12 @@ sdk_engine::sdk_engine(const sdk_program &program) : flags(program.flags) {
       }
       op.is.block = block.get();
       op.is.a = copied(op.is.a, op.is.out.channels, stored, bytes);
+    } else if (op.is.kind == SDK_TAPS) {
+      const Shifts made = make_shifts(op.is, program.lanes, kernels->vector);
+      op.shifts = copied(made.shifts.data(), static_cast<int64_t>(made.shifts.size()), stored, bytes);
+      if (!made.keep.empty())
+        op.keep = copied(made.keep.data(), static_cast<int64_t>(made.keep.size()), stored, bytes);
+      op.keep_period = made.period;
     } else {
       op.is.a = copied(op.is.a, op.is.x.channels, stored, bytes);
       op.is.b = copied(op.is.b, op.is.x.channels, stored, bytes);
@@ -231,23 +249,27 @@ void sdk_engine::work(void *self, int64_t task, int64_t unit, int thread) {
 void sdk_engine::done(void *self, int64_t task) {
   auto &engine = *static_cast<sdk_engine *>(self);
   const auto now = std::chrono::steady_clock::now();
-  engine.seconds[static_cast<size_t>(task)] =
+  engine.seconds[static_cast<size_t>(task)] +=
       std::chrono::duration<double>(now - engine.clock).count();
   engine.clock = now;
 }
 
-void sdk_engine::run(const float *x, float *out, const float *row) {
-  step.input = x;
-  step.output = out;
+void sdk_engine::run(const float *x, float *out, const float *row, int64_t images) {
   step.row = row;
-  if (flags & SDK_POISON) {
-    // All bits set is a NaN.
-    std::memset(arena.get(), 0xff, static_cast<size_t>(arena_floats) * sizeof(float));
-    for (auto &floats : scratch)
-      std::memset(floats.get(), 0xff, static_cast<size_t>(scratch_floats) * sizeof(float));
-  }
+  std::fill(seconds.begin(), seconds.end(), 0.0);
   clock = std::chrono::steady_clock::now();
-  pool->run();
+  for (int64_t first = 0; first < images; first += step.lanes) {
+    step.input = x + first * input_floats;
+    step.output = out + first * output_floats;
+    step.images = std::min(step.lanes, images - first);
+    if (flags & SDK_POISON) {
+      // All bits set is a NaN.
+      std::memset(arena.get(), 0xff, static_cast<size_t>(arena_floats) * sizeof(float));
+      for (auto &floats : scratch)
+        std::memset(floats.get(), 0xff, static_cast<size_t>(scratch_floats) * sizeof(float));
+    }
+    pool->run();
+  }
 }
 
 int32_t sdk_abi(void) { return SDK_ABI; }
@@ -269,11 +291,11 @@ sdk_engine *sdk_create(const sdk_program *program, char *error, int64_t size) {
   }
 }
 
-void sdk_run(sdk_engine *engine, const float *x, float *out, const float *row) {
-  engine->run(x, out, row);
+void sdk_run(sdk_engine *engine, const float *x, float *out, const float *row, int64_t images) {
+  engine->run(x, out, row, images);
 }
 
-const float *sdk_arena(const sdk_engine *engine) { return engine->arena.get(); }
+const float *sdk_arena(const sdk_engine *engine) { return engine->step.arena; }
 int32_t sdk_engine_isa(const sdk_engine *engine) { return engine->isa; }
 int64_t sdk_bytes(const sdk_engine *engine) { return engine->bytes; }
 void sdk_seconds(const sdk_engine *engine, double *seconds) {

@@ -6,7 +6,8 @@
  *
  * Activations are channel-major with the batch innermost. Element (n, c, h, w) of a tensor lies at
  *     arena[offset + c * channel_stride + h * row_stride + w * lanes + n]
- * where lanes >= batch is the same for all tensors. Around each channel's image lie halo rows and
+ * where lanes, the images of one pass, is 1 or a multiple of 16 and the same for all tensors; a step
+ * of more images makes several passes. Around each channel's image lie halo rows and
  * columns of zeros, so that a convolution tap is a constant offset; the zeros at the right of one
  * row are those at the left of the next, hence row_stride = (width + halo) * lanes. Each channel
  * has channel_lead floats before its first pixel; whoever writes a tensor writes its halo too.
@@ -27,10 +28,10 @@
 extern "C" {
 #endif
 
-#define SDK_ABI 2
+#define SDK_ABI 3
 
 enum sdk_kind {
-  SDK_LOAD = 0,             /* out = the step's input, float32 [batch, C, H, W] */
+  SDK_LOAD = 0,             /* out = the step's input, float32 [images, C, H, W] */
   SDK_STORE = 1,            /* the step's output = x */
   SDK_CONV = 2,             /* out = bias + weight * x (+ y) */
   SDK_NORM_ACT = 3,         /* group norm, times a plus b, SiLU if asked (+ y) */
@@ -41,10 +42,11 @@ enum sdk_kind {
   SDK_UPSAMPLE = 8,
   SDK_COPY = 9,
   SDK_ADD = 10,             /* out = x + y */
-  SDK_LINEAR_CONTEXT = 11,  /* the three steps of an sdk_linear_block, in this order */
-  SDK_LINEAR_MERGE = 12,
-  SDK_LINEAR_APPLY = 13,
-  SDK_KINDS = 14
+  SDK_TAPS = 11,            /* out = shifted copies of x */
+  SDK_LINEAR_CONTEXT = 12,  /* the three steps of an sdk_linear_block, in this order */
+  SDK_LINEAR_MERGE = 13,
+  SDK_LINEAR_APPLY = 14,
+  SDK_KINDS = 15
 };
 
 enum sdk_isa { SDK_BASELINE = 0, SDK_AVX2 = 1, SDK_AVX512 = 2, SDK_NEON = 3, SDK_ISAS = 4 };
@@ -107,6 +109,12 @@ typedef struct {
 
 /* One operation. Fields that its kind does not name are ignored.
  *
+ * Taps: size is odd. out[c * size + s] = x[c] with its columns shifted by s - size / 2, or, with
+ * size * size copies of each channel, out[(c * size + r) * size + s] = x[c] with its rows shifted by
+ * r - size / 2 too. Pixels from outside the image are zeros, and so is all of a channel of `out`
+ * before its first and after its last pixel; between its rows lies nothing. What a convolution
+ * reads there lies at whole vectors as far as rows (or images) are such.
+ *
  * Convolution: panels of `group` output channels (1, 2, 4, 8 or 16) that share their columns.
  * Entry k of panel p, panel_ptr[p] <= k < panel_ptr[p + 1], adds
  *     value[k * group + g] * x[offset[k] + pixel]
@@ -126,6 +134,8 @@ typedef struct {
   int32_t heads;
   int32_t dim_head;
   int32_t group;
+  int32_t size;
+  int32_t reserved;
   int64_t film;
   double eps;
   sdk_tensor out, x, y;
@@ -143,7 +153,7 @@ typedef struct {
   int32_t isa;     /* an sdk_isa that sdk_isas() has, or -1: the widest */
   int32_t threads; /* >= 1, the caller's own thread included */
   int32_t flags;
-  int64_t lanes, batch;
+  int64_t lanes;
   int64_t arena; /* floats */
   int64_t ops;
   const sdk_op *op;
@@ -160,18 +170,19 @@ SDK_API uint32_t sdk_isas(void);
  * threads - 1 threads, which sleep between runs. */
 SDK_API sdk_engine *sdk_create(const sdk_program *program, char *error, int64_t size);
 
-/* One step: x and out are contiguous float32 [batch, C, H, W], row the step's row of the time table
- * (null when no operation has film >= 0). One caller at a time. In a forked child the handle keeps
+/* One step: x and out are contiguous float32 [images, C, H, W], row the step's row of the time table
+ * (null when no operation has film >= 0); images >= 1. One caller at a time. In a forked child the handle keeps
  * working on the caller's thread alone, unless the fork happened during a run. */
-SDK_API void sdk_run(sdk_engine *engine, const float *x, float *out, const float *row);
+SDK_API void sdk_run(sdk_engine *engine, const float *x, float *out, const float *row,
+                     int64_t images);
 
-/* The arena, for reading values after a run. */
+/* The arena, for reading the values of the last pass. */
 SDK_API const float *sdk_arena(const sdk_engine *engine);
 /* The instruction set in use. */
 SDK_API int32_t sdk_engine_isa(const sdk_engine *engine);
 /* Bytes held outside the arena: weights and scratch. */
 SDK_API int64_t sdk_bytes(const sdk_engine *engine);
-/* Seconds of the last run by operation, [ops]; zeros without SDK_PROFILE. */
+/* Seconds of the last step by operation, [ops]; zeros without SDK_PROFILE. */
 SDK_API void sdk_seconds(const sdk_engine *engine, double *seconds);
 /* Ends the threads and frees everything; in a forked child it does nothing. */
 SDK_API void sdk_destroy(sdk_engine *engine);

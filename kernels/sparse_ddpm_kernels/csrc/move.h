@@ -15,28 +15,28 @@ SDK_INLINE float *pixel_row(const Operation &op, const sdk_tensor &t, int64_t c,
 int64_t x_channels(const Operation &op) { return op.is.x.channels; }
 int64_t out_channels(const Operation &op) { return op.is.out.channels; }
 
-// A channel of the input into lanes; lanes past the batch hold zeros.
+// A channel of the input into lanes; lanes past the images hold zeros.
 void load_input(const Operation &op, int64_t c, float *) {
   const sdk_tensor &out = op.is.out;
-  const int64_t lanes = op.step->lanes, batch = op.step->batch;
+  const int64_t lanes = op.step->lanes, images = op.step->images;
   const int64_t width = out.width, height = out.height;
   for (int64_t h = 0; h < height; ++h) {
     float *to = pixel_row(op, out, c, h);
-    for (int64_t n = 0; n < batch; ++n) {
+    for (int64_t n = 0; n < images; ++n) {
       const float *from = op.step->input + ((n * out.channels + c) * height + h) * width;
       for (int64_t w = 0; w < width; ++w) to[w * lanes + n] = from[w];
     }
-    for (int64_t n = batch; n < lanes; ++n)
+    for (int64_t n = images; n < lanes; ++n)
       for (int64_t w = 0; w < width; ++w) to[w * lanes + n] = 0.0f;
   }
 }
 
 void store_output(const Operation &op, int64_t c, float *) {
   const sdk_tensor &x = op.is.x;
-  const int64_t lanes = op.step->lanes, batch = op.step->batch;
+  const int64_t lanes = op.step->lanes, images = op.step->images;
   for (int64_t h = 0; h < x.height; ++h) {
     const float *from = pixel_row(op, x, c, h);
-    for (int64_t n = 0; n < batch; ++n) {
+    for (int64_t n = 0; n < images; ++n) {
       float *to = op.step->output + ((n * x.channels + c) * x.height + h) * x.width;
       for (int64_t w = 0; w < x.width; ++w) to[w] = from[w * lanes + n];
     }
@@ -51,10 +51,8 @@ SDK_INLINE void copy_pixels(float *to, int64_t to_step, const float *from, int64
     return;
   }
   for (int64_t i = 0; i < count; ++i)
-    for (int64_t n = 0; n < lanes; n += kVector) {
-      const int64_t left = lanes - n < kVector ? lanes - n : kVector;
-      store(to + i * to_step * lanes + n, load(from + i * from_step * lanes + n, left), left);
-    }
+    for (int64_t n = 0; n < lanes; n += kVector)
+      store(to + i * to_step * lanes + n, load(from + i * from_step * lanes + n));
 }
 
 SDK_INLINE void copy_row(float *to, const float *from, int64_t length) {
@@ -84,6 +82,86 @@ void upsample(const Operation &op, int64_t c, float *) {
     copy_pixels(to, 2, from, 1, x.width, lanes);
     copy_pixels(to + lanes, 2, from, 1, x.width, lanes);
     copy_row(pixel_row(op, out, c, 2 * h + 1), to, out.width * lanes);
+  }
+}
+
+constexpr int64_t kTapChannels = 8;  // of x, a unit of work
+
+int64_t taps_units(const Operation &op) {
+  return (op.is.x.channels + kTapChannels - 1) / kTapChannels;
+}
+
+SDK_INLINE void fill_zeros(float *to, int64_t length) {
+  int64_t i = 0;
+  for (; i + kVector <= length; i += kVector) store(to + i, Vec{});
+  for (; i < length; ++i) to[i] = 0.0f;
+}
+
+// One row of n floats, shifted by d of them.
+SDK_INLINE void shifted_row(float *to, const float *from, int64_t n, int64_t d) {
+  const int64_t lost = d < 0 ? -d : d, kept = n > lost ? n - lost : 0;
+  if (d < 0) fill_zeros(to, n - kept);
+  copy_row(to + (d < 0 ? n - kept : 0), from + (d < 0 ? 0 : d), kept);
+  if (d > 0) fill_zeros(to + kept, n - kept);
+}
+
+// The copies of an image whose floats lie side by side, by whole vectors.
+SDK_INLINE void shifted_images(const Operation &op, float *to, const float *from, int64_t image) {
+  const int64_t copies = op.is.out.channels / op.is.x.channels, period = op.keep_period;
+  const int64_t stride = op.is.out.channel_stride;
+  const float *keep = reinterpret_cast<const float *>(op.keep);
+  const auto moved = [](const float *x, const float *kept) {
+    return (Vec)((IntVec)load(x) & (IntVec)load(kept));
+  };
+  if (period == kVector) {
+    for (int64_t s = 0; s < copies; ++s, to += stride, keep += kVector) {
+      const float *x = from + op.shifts[s].floats;
+      for (int64_t i = 0; i < image; i += kVector) store(to + i, moved(x + i, keep));
+    }
+    return;
+  }
+  for (int64_t s = 0; s < copies; ++s, to += stride, keep += period) {
+    const float *x = from + op.shifts[s].floats;
+    for (int64_t start = 0; start < image; start += period)
+      for (int64_t i = 0; i < period; i += kVector)
+        store(to + start + i, moved(x + start + i, keep + i));
+  }
+}
+
+SDK_INLINE void shifted_rows(const Operation &op, float *to, const float *from) {
+  const sdk_tensor &x = op.is.x;
+  const int64_t copies = op.is.out.channels / x.channels, row = x.width * op.step->lanes;
+  for (int64_t s = 0; s < copies; ++s, to += op.is.out.channel_stride)
+    for (int64_t h = 0; h < x.height; ++h) {
+      const int64_t source = h + op.shifts[s].rows;
+      if (source < 0 || source >= x.height) {
+        fill_zeros(to + h * row, row);
+      } else {
+        shifted_row(to + h * row, from + source * x.row_stride, row,
+                    op.shifts[s].columns * op.step->lanes);
+      }
+    }
+}
+
+void taps(const Operation &op, int64_t unit, float *) {
+  const sdk_tensor &x = op.is.x, &out = op.is.out;
+  const int64_t image = x.height * x.width * op.step->lanes;
+  const int64_t copies = out.channels / x.channels;
+  const int64_t tail = out.channel_stride - out.channel_lead - image;
+  const int64_t end = (unit + 1) * kTapChannels;
+  for (int64_t c = unit * kTapChannels; c < end && c < x.channels; ++c) {
+    const float *from = pixel_row(op, x, c, 0);
+    float *to = pixel_row(op, out, c * copies, 0);
+    if (op.keep != nullptr) {
+      shifted_images(op, to, from, image);
+    } else {
+      shifted_rows(op, to, from);
+    }
+    if (out.channel_stride == image) continue;
+    for (int64_t s = 0; s < copies; ++s, to += out.channel_stride) {
+      fill_zeros(to - out.channel_lead, out.channel_lead);
+      fill_zeros(to + image, tail);
+    }
   }
 }
 

@@ -10,12 +10,15 @@ using sdk::Operation;
 
 SDK_INLINE int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
-// Sums and sums of squares: in float over a run of a few vectors, in double from there, so that
-// neither the order nor the batch matters and the variance may be taken as E[x^2] - E[x]^2.
+// Sums and sums of squares of the distances from a pivot, one of the numbers themselves, so that the
+// variance may be taken as E[d^2] - E[d]^2; in float over a run of a few, in double from there.
 constexpr int64_t kMomentRun = 8;  // additions to one float
 
 struct Moments {
+  Vec pivot;
   Wide sum[2], square[2];
+
+  SDK_INLINE explicit Moments(Vec p) : pivot(p), sum{}, square{} {}
 
   SDK_INLINE void add(Vec sums, Vec squares) {
     float s[kVector], q[kVector];
@@ -38,7 +41,7 @@ struct Moments {
       for (int64_t n = 0; n < kMomentRun && i + kWays * step <= length; ++n, i += kWays * step)
 #pragma GCC unroll 4
         for (int w = 0; w < kWays; ++w) {
-          const Vec v = load(x + i + w * step);
+          const Vec v = load(x + i + w * step) - pivot;
           s[w] += v;
           q[w] += v * v;
         }
@@ -47,7 +50,8 @@ struct Moments {
     if (i >= length) return;
     Vec s = {}, q = {};
     for (; i < length; i += step) {
-      const Vec v = length - i < kVector ? load(x + i, length - i) : load(x + i);
+      Vec v = (length - i < kVector ? load(x + i, length - i) : load(x + i)) - pivot;
+      for (int64_t past = length - i; past < kVector; ++past) v[past] = 0.0f;  // not the pivot's
       s += v;
       q += v * v;
     }
@@ -56,21 +60,18 @@ struct Moments {
 };
 
 // Mean and 1 / sqrt(variance + eps) from the moments of `count` numbers.
-SDK_INLINE void finish(double sum, double square, double count, double eps, float *mean,
-                       float *inverse) {
+SDK_INLINE void finish(double pivot, double sum, double square, double count, double eps,
+                       float *mean, float *inverse) {
   const double m = sum / count;
   double variance = square / count - m * m;
   if (variance < 0.0) variance = 0.0;
-  *mean = (float)m;
+  *mean = (float)(pivot + m);
   *inverse = (float)(1.0 / __builtin_sqrt(variance + eps));
 }
 
-// The statistics of a group repeat along a row: every vector (one image), every `lanes` (images a
-// multiple of the vector), or not at all (a row's worth of lanes).
+// The statistics of a group repeat along a row: every vector (one image) or every `lanes`.
 SDK_INLINE int64_t norm_period(const Operation &op) {
-  const int64_t lanes = op.step->lanes;
-  if (lanes == 1) return kVector;
-  return lanes % kVector == 0 ? lanes : round_up(op.is.x.width * lanes, kVector);
+  return op.step->lanes == 1 ? kVector : op.step->lanes;
 }
 
 // An image as runs of floats: its rows, or all of it where no halo lies between them.
@@ -85,26 +86,24 @@ SDK_INLINE bool gapless(const Operation &op, const sdk_tensor &t) {
 SDK_INLINE Rows rows_of(const Operation &op) {
   const sdk_tensor &t = op.is.x;
   const int64_t row = t.width * op.step->lanes;
-  const bool one = op.step->lanes == 1 || op.step->lanes % kVector == 0;
-  if (one && gapless(op, t) && gapless(op, op.is.y) && gapless(op, op.is.out))
+  if (gapless(op, t) && gapless(op, op.is.y) && gapless(op, op.is.out))
     return {1, t.height * row};
   return {t.height, row};
 }
 
 int64_t norm_units(const Operation &op) { return op.is.groups; }
 
-// mean, inverse: floats [period]; sum, square: doubles [period].
-int64_t norm_scratch(const Operation &op) { return 6 * norm_period(op); }
+// mean, inverse: floats [period].
+int64_t norm_scratch(const Operation &op) { return 2 * norm_period(op); }
 
-void group_statistics(const Operation &op, const float *x, float *mean, float *inverse,
-                      double *scratch) {
+void group_statistics(const Operation &op, const float *x, float *mean, float *inverse) {
   const sdk_tensor &in = op.is.x;
   const int64_t lanes = op.step->lanes;
   const int64_t channels = in.channels / op.is.groups;
   const double count = (double)channels * in.height * in.width;
   const Rows rows = rows_of(op);
   if (lanes == 1) {
-    Moments m = {};
+    Moments m(splat(*x));
     for (int64_t c = 0; c < channels; ++c)
       for (int64_t h = 0; h < rows.count; ++h)
         m.add_run(x + c * in.channel_stride + h * in.row_stride, rows.length, kVector);
@@ -114,50 +113,22 @@ void group_statistics(const Operation &op, const float *x, float *mean, float *i
         sum += m.sum[h][i];
         square += m.square[h][i];
       }
-    finish(sum, square, count, op.is.eps, mean, inverse);
+    finish(*x, sum, square, count, op.is.eps, mean, inverse);
     for (int i = 1; i < kVector; ++i) {
       mean[i] = mean[0];
       inverse[i] = inverse[0];
     }
     return;
   }
-  if (lanes % kVector == 0) {
-    for (int64_t n = 0; n < lanes; n += kVector) {
-      Moments m = {};
-      for (int64_t c = 0; c < channels; ++c)
-        for (int64_t h = 0; h < rows.count; ++h)
-          m.add_run(x + c * in.channel_stride + h * in.row_stride + n, rows.length - n, lanes);
-      for (int h = 0; h < 2; ++h)
-        for (int i = 0; i < kHalf; ++i)
-          finish(m.sum[h][i], m.square[h][i], count, op.is.eps, mean + n + h * kHalf + i,
-                 inverse + n + h * kHalf + i);
-    }
-    return;
-  }
-  // Sums by position in the row first, then by image.
-  const int64_t length = in.width * lanes, period = round_up(length, kVector);
-  double *sum = scratch, *square = scratch + period;
-  for (int64_t i = 0; i < 2 * period; ++i) scratch[i] = 0.0;
-  for (int64_t c = 0; c < channels; ++c)
-    for (int64_t h = 0; h < in.height; ++h) {
-      const float *row = x + c * in.channel_stride + h * in.row_stride;
-      for (int64_t i = 0; i < length; ++i) {
-        const double v = row[i];
-        sum[i] += v;
-        square[i] += v * v;
-      }
-    }
-  for (int64_t n = 0; n < lanes; ++n) {
-    double s = 0.0, q = 0.0;
-    for (int64_t i = n; i < length; i += lanes) {
-      s += sum[i];
-      q += square[i];
-    }
-    finish(s, q, count, op.is.eps, mean + n, inverse + n);
-  }
-  for (int64_t i = lanes; i < period; ++i) {
-    mean[i] = mean[i - lanes];
-    inverse[i] = inverse[i - lanes];
+  for (int64_t n = 0; n < lanes; n += kVector) {
+    Moments m(load(x + n));
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t h = 0; h < rows.count; ++h)
+        m.add_run(x + c * in.channel_stride + h * in.row_stride + n, rows.length - n, lanes);
+    for (int h = 0; h < 2; ++h)
+      for (int i = 0; i < kHalf; ++i)
+        finish(m.pivot[h * kHalf + i], m.sum[h][i], m.square[h][i], count, op.is.eps,
+               mean + n + h * kHalf + i, inverse + n + h * kHalf + i);
   }
 }
 
@@ -197,8 +168,7 @@ void norm_act(const Operation &op, int64_t group, float *scratch) {
   const int64_t period = norm_period(op);
   float *mean = scratch, *inverse = scratch + period;
   const int64_t channels = is.x.channels / is.groups;
-  group_statistics(op, arena + is.x.offset + group * channels * is.x.channel_stride, mean, inverse,
-                   reinterpret_cast<double *>(scratch + 2 * period));
+  group_statistics(op, arena + is.x.offset + group * channels * is.x.channel_stride, mean, inverse);
   const float *a = is.film < 0 ? is.a : op.step->row + is.film;
   const float *b = is.film < 0 ? is.b : a + is.x.channels;
   const bool residual = is.y.channels > 0;

@@ -37,7 +37,13 @@ struct Step {
   const float *input;
   float *output;
   const float *row;
-  int64_t lanes, batch;
+  int64_t lanes;
+  int64_t images;  // in the lanes; the lanes beyond hold zeros
+};
+
+// Where a copy of an image takes its pixels from, relative to where it puts them.
+struct Shift {
+  int64_t rows, columns, floats;
 };
 
 struct Operation {
@@ -51,6 +57,11 @@ struct Operation {
   bool flat;           // the image is one run over rows and halo, gathered in scratch
   int64_t flat_floats; // of one channel in scratch
   const float *bias;   // by slot
+  // Taps: of each copy, its shift and which floats of a period stay in the image; keep is null
+  // where pixels are taken row by row.
+  const Shift *shifts;
+  const int32_t *keep;
+  int64_t keep_period;
 };
 
 // Kernels of one instruction set. A function computes one unit of an operation; units are

@@ -5,6 +5,8 @@
 namespace sdk {
 namespace {
 
+// Floats before and after an image that may be read.
+constexpr int64_t kReach = 15;
 // Rows are whole vectors on every instruction set, so that all of them cut images alike.
 constexpr int64_t kRowUnit = 16;
 // Units of work per thread, so that a thread that is interrupted holds the others up little ...
@@ -89,6 +91,27 @@ Tiling make_tiling(const sdk_op &op, int64_t lanes, int threads, const Kernels &
   blocks = std::max<int64_t>(1, std::min(blocks, op.panels));
   tiling.block = cut_panels(op, blocks);
   return tiling;
+}
+
+Shifts make_shifts(const sdk_op &op, int64_t lanes, int64_t vector) {
+  Shifts made;
+  const int64_t height = op.x.height, width = op.x.width, row = width * lanes;
+  const int64_t middle = op.size / 2;
+  const bool rows = op.out.channels / op.x.channels != op.size;
+  for (int64_t r = rows ? -middle : 0; r <= (rows ? middle : 0); ++r)
+    for (int64_t s = -middle; s <= middle; ++s) made.shifts.push_back({r, s, r * row + s * lanes});
+  const bool aligned = row % vector == 0 || vector % row == 0;
+  const int64_t reach = (rows ? middle * row : 0) + middle * lanes;
+  if (op.x.row_stride != row || !aligned || height * row % vector != 0 || reach > kReach)
+    return made;
+  made.period = rows ? height * row : std::max(row, vector);
+  for (const Shift &shift : made.shifts)
+    for (int64_t i = 0; i < made.period; ++i) {
+      const int64_t h = i / row + shift.rows, w = i % row / lanes + shift.columns;
+      const bool inside = w >= 0 && w < width && (!rows || (h >= 0 && h < height));
+      made.keep.push_back(inside ? -1 : 0);
+    }
+  return made;
 }
 
 }  // namespace sdk

@@ -15,6 +15,16 @@ struct Tiling {
   int64_t flat_floats = 0;
 };
 
+// What a taps operation needs to know of each copy. `keep` is empty where the image cannot be moved
+// in whole vectors.
+struct Shifts {
+  std::vector<Shift> shifts;
+  std::vector<int32_t> keep;
+  int64_t period = 0;
+};
+
+Shifts make_shifts(const sdk_op &op, int64_t lanes, int64_t vector);
+
 // A unit of work is one tile through one block (all tiles, when flat). Neither the cut nor the
 // number of threads changes what is summed in an output, or in which order, beyond the few
 // partial sums of very small tiles.
