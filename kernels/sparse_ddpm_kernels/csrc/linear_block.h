@@ -320,9 +320,10 @@ int64_t linear_context_scratch(const Operation &op) {
 
 // One block into a slot; `add`: it is not the slot's first.
 template <bool Planar>
-void add_context(const Operation &op, const Cut &cut, const Block &block, bool add, float *slot,
-                 float *scratch) {
+void add_context(const Operation &op, const Cut &cut, int64_t index, int64_t slice, bool add,
+                 float *slot, float *scratch) {
   const sdk_linear_block &b = *op.is.block;
+  const Block block(op, cut, index, slice);
   const int64_t stride = b.stride, width = Planar ? 1 : kVector;
   float *centred = scratch, *inverses = centred + op.is.x.channels * stride;
   float *ks = inverses + stride;
@@ -376,14 +377,8 @@ void linear_context(const Operation &op, int64_t unit, float *scratch) {
   const int64_t chunk = unit / cut.slices, slice = unit % cut.slices, chunks = op.is.block->chunks;
   float *slot = context_slot(op, cut, chunk, slice);
   const int64_t first = cut.blocks * chunk / chunks, end = cut.blocks * (chunk + 1) / chunks;
-  for (int64_t i = first; i < end; ++i) {
-    const Block block(op, cut, i, slice);
-    if (cut.planar) {
-      add_context<true>(op, cut, block, i > first, slot, scratch);
-    } else {
-      add_context<false>(op, cut, block, i > first, slot, scratch);
-    }
-  }
+  const auto add = cut.planar ? &add_context<true> : &add_context<false>;
+  for (int64_t i = first; i < end; ++i) add(op, cut, i, slice, i > first, slot, scratch);
 }
 
 int64_t linear_merge_units(const Operation &op) { return op.is.block->heads * Cut(op).slices; }
