@@ -87,7 +87,8 @@ def test_memory_reuse_changes_nothing(program: Program) -> None:
         assert reusing.plan.arena_bytes < keeping.plan.arena_bytes
         for engine in (reusing, keeping):
             engine.set_schedule(TIMESTEPS)
-        assert np.array_equal(reusing.run(x, 2), keeping.run(x, 2))
+        # Linear attention is not fused where every value is kept: other roundings.
+        assert relative(reusing.run(x, 2), keeping.run(x, 2)) < 2e-6
 
 
 def test_repeated_runs_are_identical(program: Program) -> None:
@@ -173,8 +174,9 @@ def test_trace_takes_the_new_schedule(program: Program) -> None:
         first = engine.trace(x, 0)[program.output]
         engine.set_schedule(np.array([900]))
         second = engine.trace(x, 0)[program.output]
-        assert np.array_equal(second, engine.run(x, 0))
-    assert not np.array_equal(first, second)
+        # A trace keeps the values that a step fuses away: other roundings.
+        assert relative(second, engine.run(x, 0)) < 2e-6
+    assert relative(first, second) > 1e-3
 
 
 def test_two_callers_take_turns(program: Program) -> None:
@@ -226,7 +228,7 @@ def test_profile_times_every_operation(program: Program) -> None:
         engine.set_schedule(TIMESTEPS)
         engine.run(images(2), 0)
         timings = engine.timings()
-    made = [op.out for op in program.operations if not isinstance(op, Concat)]
+        made = [s.operation.out for s in engine.plan.steps if not isinstance(s.operation, Concat)]
     assert [name for name, _ in timings] == [program.input, *made, "output"]
     assert all(seconds >= 0 for _, seconds in timings)
     assert sum(seconds for _, seconds in timings) > 0

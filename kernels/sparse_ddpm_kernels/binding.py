@@ -13,7 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-ABI = 2
+ABI = 3
 LIBRARY = "sparse_ddpm_cpu.so"
 ISAS = ("baseline", "avx2", "avx512", "neon")
 """Instruction sets, by their number in the library. AArch64 has ``neon`` and nothing else.
@@ -48,6 +48,9 @@ class Kind(enum.IntEnum):
     COPY = 9
     ADD = 10
     TAPS = 11
+    LINEAR_CONTEXT = 12
+    LINEAR_MERGE = 13
+    LINEAR_APPLY = 14
 
 
 class Tensor(ctypes.Structure):
@@ -62,6 +65,40 @@ class Tensor(ctypes.Structure):
         ("height", ctypes.c_int32),
         ("width", ctypes.c_int32),
         ("halo", ctypes.c_int32),
+    )
+
+
+class NativeWeight(ctypes.Structure):
+    """``sdk_weight``."""
+
+    _fields_ = (
+        ("group", ctypes.c_int32),
+        ("panels", ctypes.c_int64),
+        ("panel_ptr", ctypes.c_void_p),
+        ("offset", ctypes.c_void_p),
+        ("value", ctypes.c_void_p),
+        ("slot", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+    )
+
+
+class NativeBlock(ctypes.Structure):
+    """``sdk_linear_block``; ``head``: int32 ``[heads, 8]``, the fields of ``sdk_linear_head``."""
+
+    _fields_ = (
+        ("heads", ctypes.c_int32),
+        ("dim_head", ctypes.c_int32),
+        ("pixels", ctypes.c_int32),
+        ("stride", ctypes.c_int32),
+        ("chunks", ctypes.c_int32),
+        ("context", ctypes.c_int64),
+        ("slot_numbers", ctypes.c_int64),
+        ("eps", ctypes.c_double),
+        ("q", NativeWeight),
+        ("k", NativeWeight),
+        ("v", NativeWeight),
+        ("out", NativeWeight),
+        ("head", ctypes.c_void_p),
     )
 
 
@@ -89,6 +126,7 @@ class Op(ctypes.Structure):
         ("offset", ctypes.c_void_p),
         ("value", ctypes.c_void_p),
         ("slot", ctypes.c_void_p),
+        ("block", ctypes.POINTER(NativeBlock)),
     )
 
 

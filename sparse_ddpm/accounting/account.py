@@ -1,11 +1,11 @@
-"""One row for each operation of a Plan: what it costs and which kernel runs it."""
+"""One row for each step of a Plan: what it costs and which kernel runs it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparse_ddpm.accounting.flops import operation_flops
-from sparse_ddpm.accounting.memory import operation_bytes
+from sparse_ddpm.accounting.flops import OperationFlops, operation_flops
+from sparse_ddpm.accounting.memory import block_bytes, operation_bytes
 from sparse_ddpm.engine.plan import Plan
 from sparse_ddpm.program import Conv
 from sparse_ddpm.program.program import Shape
@@ -13,7 +13,10 @@ from sparse_ddpm.program.program import Shape
 
 @dataclass(frozen=True, slots=True)
 class OperationAccount:
-    """FLOPs are for one image, bytes of activations too; ``density`` is None without weights."""
+    """FLOPs are for one image, bytes of activations too; ``density`` is None without weights.
+
+    ``kind``: the operation's, or ``LinearBlock`` for several that run as one.
+    """
 
     name: str
     kind: str
@@ -23,7 +26,8 @@ class OperationAccount:
     dense_flops: int
     surviving_flops: int
     executed_flops: int
-    """What the kernel multiplies and adds: the zeros that fill a panel included."""
+    """What the kernel multiplies and adds: the zeros that fill a panel included. Less than what
+    survives where a fused block leaves out what other dead weights make useless."""
     weight_bytes: int
     dense_weight_bytes: int
     read_bytes: int
@@ -33,26 +37,26 @@ class OperationAccount:
 
 
 def account(plan: Plan) -> tuple[OperationAccount, ...]:
-    """The accounts of all operations of ``plan``, in their order."""
+    """The accounts of all steps of ``plan``, in their order; a fused block is one of them."""
     shapes = plan.program.shapes
     rows = []
     for step in plan.steps:
-        operation = step.operation
-        flops = operation_flops(operation, shapes)
-        size = operation_bytes(operation, shapes)
-        weight = operation.weight if isinstance(operation, Conv) else None
+        operation, block = step.operation, step.block
+        flops = sum((operation_flops(part, shapes) for part in step.operations), OperationFlops())
+        size = operation_bytes(operation, shapes) if block is None else block_bytes(block, shapes)
+        weights = [part.weight for part in step.operations if isinstance(part, Conv)]
+        stored = sum(weight.nnz for weight in weights)
+        places = sum(weight.shape[0] * weight.shape[1] for weight in weights)
         rows.append(
             OperationAccount(
                 name=operation.out,
-                kind=type(operation).__name__,
+                kind=type(operation if block is None else block).__name__,
                 shape=shapes[operation.out],
-                format="" if weight is None else type(weight).__name__,
-                density=None
-                if weight is None
-                else weight.nnz / max(weight.shape[0] * weight.shape[1], 1),
+                format="+".join(sorted({type(weight).__name__ for weight in weights})),
+                density=stored / max(places, 1) if weights else None,
                 dense_flops=flops.dense,
                 surviving_flops=flops.surviving,
-                executed_flops=flops.surviving if weight is None else step.flops,
+                executed_flops=step.flops if weights else flops.surviving,
                 weight_bytes=size.weights,
                 dense_weight_bytes=size.dense_weights,
                 read_bytes=size.read,

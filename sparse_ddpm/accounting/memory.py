@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from sparse_ddpm.engine.fuse import LinearBlock
 from sparse_ddpm.program import ChannelNorm, Conv, NormAct, Operation
 from sparse_ddpm.program.operations import inputs_of
 from sparse_ddpm.program.program import Shape
@@ -40,3 +41,19 @@ def operation_bytes(operation: Operation, shapes: Mapping[str, Shape]) -> Operat
     read = sum(FLOAT32 * math.prod(shapes[name]) for name in inputs_of(operation))
     written = FLOAT32 * math.prod(shapes[operation.out])
     return OperationBytes(weights, dense, read, written)
+
+
+def block_bytes(block: LinearBlock, shapes: Mapping[str, Shape]) -> OperationBytes:
+    """Bytes of a fused block: x is read twice, and of what lies inside only contexts are stored."""
+    parts = [operation_bytes(operation, shapes) for operation in block.operations]
+    x, residual = block.norm.x, block.out_norm.residual
+    read = 2 * math.prod(shapes[x])
+    if residual not in (None, x):
+        read += math.prod(shapes[str(residual)])
+    contexts = (block.chunks + 1) * block.slot  # of each chunk, and their sum
+    return OperationBytes(
+        weights=sum(part.weights for part in parts),
+        dense_weights=sum(part.dense_weights for part in parts),
+        read=FLOAT32 * (read + contexts),
+        written=FLOAT32 * (math.prod(shapes[block.out_norm.out]) + contexts),
+    )

@@ -137,7 +137,9 @@ def layer_time(
         size = 2 * FLOAT * batch * int(np.prod(shape))
         kind, kernel = "Images", "load" if name == program.input else "store"
     else:
-        flops, executed = batch * row.surviving_flops, batch * row.executed_flops
+        # A fused block leaves surviving FLOPs out that dead weights elsewhere make useless.
+        flops = batch * min(row.surviving_flops, row.executed_flops)
+        executed = batch * row.executed_flops
         size = batch * (row.read_bytes + row.written_bytes) + row.weight_bytes
         kind, kernel = row.kind, row.kernel
     seconds = max(seconds, 1e-9)

@@ -32,7 +32,8 @@ def add_parser(subparsers: Any) -> None:
         description="Account for every operation of a ticket as the CPU engine plans it. A "
         "multiplication and its addition are two FLOPs. FLOPs and activations are for one image "
         "and one step; dense counts all weights, surviving those that are stored, executed those "
-        "that the kernel multiplies, filled-in zeros included.",
+        "that the kernel multiplies, filled-in zeros included. A LinearBlock is a linear attention "
+        "with the norms and 1x1 convolutions around it, in one row because they run as one.",
     )
     common.add_ticket(parser)
     parser.add_argument(

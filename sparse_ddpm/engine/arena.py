@@ -7,10 +7,11 @@ right of one row serve as those at the left of the next, so rows are ``(W + halo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from sparse_ddpm.engine.fuse import LinearBlock
 from sparse_ddpm.program import Add, ChannelNorm, Concat, Conv, NormAct, Operation, Program
 from sparse_ddpm.program.operations import inputs_of
 from sparse_ddpm.program.program import Shape
@@ -19,6 +20,7 @@ LINE = 16
 """Floats in a cache line: the alignment of buffers and channels."""
 
 NO_TAPS: Mapping[str, int] = MappingProxyType({})
+NO_BLOCKS: Mapping[str, LinearBlock] = MappingProxyType({})
 
 FULL_PASS = 13
 """One-image passes that take as long as a pass of `LINE` images (measured)."""
@@ -93,6 +95,40 @@ def _layout(height: int, width: int, halo: int, lanes: int, columns: int | None 
     return _Layout(lead, row, LINE * (lines | 1))
 
 
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """What makes one value: operation ``step - 1``, or a block that ends in it.
+
+    ``over``: the input that may be overwritten; ``contexts``: floats of a buffer in use meanwhile.
+    """
+
+    step: int
+    inputs: tuple[str, ...]
+    out: str
+    over: str | None
+    contexts: int = 0
+
+
+def _stages(program: Program, blocks: Mapping[str, LinearBlock]) -> list[_Stage]:
+    inside = {name for block in blocks.values() for name in block.inside}
+    stages = []
+    for step, operation in enumerate(program.operations, start=1):
+        out = operation.out
+        block = blocks.get(out)
+        if block is not None:
+            x = block.norm.x
+            over = x if program.shapes[x] == program.shapes[out] else None
+            stages.append(_Stage(step, block.inputs, out, over, block.floats))
+        elif out not in inside:
+            stages.append(_Stage(step, inputs_of(operation), out, _in_place(operation)))
+    return stages
+
+
+def contexts_of(name: str) -> str:
+    """The name of the buffer of the contexts of the block that makes ``name``."""
+    return f"{name}/contexts"
+
+
 def _in_place(operation: Operation) -> str | None:
     """The input that ``operation`` may overwrite: read only where, and before, it is written."""
     match operation:
@@ -106,7 +142,7 @@ def _in_place(operation: Operation) -> str | None:
             return None
 
 
-def _parents(program: Program, reuse: bool) -> dict[str, tuple[str, int]]:
+def _parents(program: Program, stages: Sequence[_Stage], reuse: bool) -> dict[str, tuple[str, int]]:
     """Values made inside another value's memory: its name and their first channel there.
 
     Inputs of a concatenation are made in it; with ``reuse``, what only one operation reads is made
@@ -114,27 +150,28 @@ def _parents(program: Program, reuse: bool) -> dict[str, tuple[str, int]]:
     """
     parents: dict[str, tuple[str, int]] = {}
     uses: Counter[str] = Counter([program.output])
+    for stage in stages:
+        uses.update(stage.inputs)
     for operation in program.operations:
-        uses.update(inputs_of(operation))
         if isinstance(operation, Concat):
             for name, channel in ((operation.a, 0), (operation.b, program.shapes[operation.a][0])):
                 if name not in parents:
                     parents[name] = (operation.out, channel)
-    for operation in program.operations:
-        source = _in_place(operation)
-        if reuse and source is not None and uses[source] == 1 and source != program.input:
-            parents.setdefault(source, (operation.out, 0))
+    for stage in stages:
+        over = stage.over
+        if reuse and over is not None and uses[over] == 1 and over != program.input:
+            parents.setdefault(over, (stage.out, 0))
     return parents
 
 
-def _times(program: Program) -> dict[str, tuple[int, int]]:
+def _times(program: Program, stages: Sequence[_Stage]) -> dict[str, tuple[int, int]]:
     """First and last step that uses each value; step 0 loads, operation i is step i + 1."""
     end = len(program.operations) + 1
     times = {program.input: (0, 0)}
-    for step, operation in enumerate(program.operations, start=1):
-        for name in inputs_of(operation):
-            times[name] = (times[name][0], step)
-        times[operation.out] = (step, step)
+    for stage in stages:
+        for name in stage.inputs:
+            times[name] = (times[name][0], stage.step)
+        times[stage.out] = (stage.step, stage.step)
     times[program.output] = (times[program.output][0], end)
     return times
 
@@ -158,15 +195,22 @@ def taps_of(name: str) -> str:
 
 
 def plan_arena(
-    program: Program, lanes: int, keep_all: bool, tapped: Mapping[str, int] = NO_TAPS
+    program: Program,
+    lanes: int,
+    keep_all: bool,
+    tapped: Mapping[str, int] = NO_TAPS,
+    blocks: Mapping[str, LinearBlock] = NO_BLOCKS,
 ) -> Arena:
     """Place every value of ``program``; with ``keep_all`` no memory is used twice.
 
     ``tapped``: copies of each input channel that a convolution reads in place of its input (see
     `taps_of`): one for each column of the kernel, with rows of zeros around, or one for each tap,
-    without. Their inputs need no halo.
+    without. Their inputs need no halo. Values inside ``blocks`` get no place; the contexts of a
+    block are a buffer, see `contexts_of`.
     """
-    parents = _parents(program, not keep_all)
+    stages = _stages(program, blocks)
+    times = _times(program, stages)
+    parents = _parents(program, stages, not keep_all)
 
     def root(name: str) -> tuple[str, int]:
         channel = 0
@@ -176,10 +220,10 @@ def plan_arena(
         return name, channel
 
     halos: dict[str, int] = {}
-    for name in program.shapes:
+    for name in times:
         halos.setdefault(root(name)[0], 0)
     for operation in program.operations:
-        if isinstance(operation, Conv) and operation.out not in tapped:
+        if isinstance(operation, Conv) and operation.x in times and operation.out not in tapped:
             owner = root(operation.x)[0]
             halos[owner] = max(halos[owner], operation.size // 2)
 
@@ -188,11 +232,11 @@ def plan_arena(
         for name, halo in halos.items()
     }
     spans: dict[str, tuple[int, int]] = {}
-    for name, (first, last) in _times(program).items():
+    for name, (first, last) in times.items():
         owner = root(name)[0]
         begin, end = spans.get(owner, (first, last))
         spans[owner] = (min(begin, first), max(end, last))
-    shapes: dict[str, Shape] = dict(program.shapes)
+    shapes = {name: program.shapes[name] for name in times}
     for step, operation in enumerate(program.operations, start=1):
         if isinstance(operation, Conv) and operation.out in tapped:
             name, size = taps_of(operation.out), operation.size
@@ -206,10 +250,11 @@ def plan_arena(
                 image = height * width * lanes
                 layouts[name] = _Layout(0, width * lanes, image)
             spans[name] = (step, step)
-    buffers = _place(
-        {name: (shapes[name][0] * layouts[name].channel_stride, *spans[name]) for name in halos},
-        reuse=not keep_all,
-    )
+    sizes = {name: (shapes[name][0] * layouts[name].channel_stride, *spans[name]) for name in halos}
+    for stage in stages:
+        if stage.contexts > 0:
+            sizes[contexts_of(stage.out)] = (_round_up(stage.contexts), stage.step, stage.step)
+    buffers = _place(sizes, reuse=not keep_all)
     placements = {}
     for name, shape in shapes.items():
         owner, channel = root(name)

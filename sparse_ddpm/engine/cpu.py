@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sparse_ddpm_kernels import HALF, POISON, PROFILE, Executor, KernelError, Kind, Op, Tensor
+from sparse_ddpm_kernels.binding import NativeBlock, NativeWeight
 
-from sparse_ddpm.engine.arena import Placement, taps_of
+from sparse_ddpm.engine.arena import Placement, contexts_of, taps_of
 from sparse_ddpm.engine.base import Engine, Images, check_batch, check_timesteps
+from sparse_ddpm.engine.fuse import LinearBlock, Weight
 from sparse_ddpm.engine.plan import Plan, Step, concat_copies, make_plan
 from sparse_ddpm.errors import EngineError, expected
 from sparse_ddpm.program import (
@@ -130,7 +133,10 @@ class CpuEngine(Engine):
         return out
 
     def trace(self, x: Images, step: int) -> dict[str, Images]:
-        """As `run`, but every value by name; the first call plans a second engine."""
+        """As `run`, but every value by name; the first call plans a second engine.
+
+        Nothing is fused in it, so that its output may be rounded otherwise than `run`'s.
+        """
         if self._tracer is None:
             self._tracer = CpuEngine(
                 self.program,
@@ -162,7 +168,8 @@ class CpuEngine(Engine):
             strides=tuple(stride * arena.itemsize for stride in strides),
             writeable=False,
         )
-        return np.ascontiguousarray(view.transpose(3, 0, 1, 2), dtype=np.float32)
+        # A copy even where the view is contiguous: the next pass writes there.
+        return view.transpose(3, 0, 1, 2).astype(np.float32)
 
     def timings(self) -> list[tuple[str, float]]:
         """Seconds of the last step by value made, in order; needs ``profile``."""
@@ -207,6 +214,7 @@ class _Ops:
         self._plan = plan
         self._films = films
         self._arrays: list[NDArray[Any]] = []
+        self._blocks: list[NativeBlock] = []
         program = plan.program
         self._add(program.input, Op(kind=Kind.LOAD, out=self._tensor(program.input)))
         for step in plan.steps:
@@ -239,6 +247,9 @@ class _Ops:
 
     def _step(self, step: Step) -> None:
         operation = step.operation
+        if step.block is not None:
+            self._block(step.block)
+            return
         tensor, address = self._tensor, self._address
         op = Op(out=tensor(operation.out), film=-1)
         match operation:
@@ -289,6 +300,52 @@ class _Ops:
         op.offset = self._address(self._plan.offsets(step, panels), np.int32)
         op.value = self._address(panels.values, np.float32)
         op.slot = self._address(panels.rows, np.int32)
+
+    def _block(self, block: LinearBlock) -> None:
+        """Three operations that share one description."""
+        last = block.out_norm
+        native = NativeBlock(
+            heads=len(block.heads),
+            dim_head=block.mix.dim_head,
+            pixels=block.pixels,
+            stride=block.stride,
+            chunks=block.chunks,
+            slot_numbers=block.slot,
+            eps=block.norm.eps,
+            q=self._weight(block.q, block.stride),
+            k=self._weight(block.k, block.stride),
+            v=self._weight(block.v, block.stride),
+            out=self._weight(block.output, block.stride),
+        )
+        if block.floats > 0:
+            native.context = self._plan.arena.buffers[contexts_of(last.out)].start
+        counts = [
+            (head.both, head.q, head.k, head.v, *panels, head.context)
+            for head, *panels in zip(
+                block.heads, block.q.heads, block.k.heads, block.v.heads, strict=True
+            )
+        ]
+        native.head = self._address(np.array(counts, np.int32).reshape(-1, 8), np.int32)
+        self._blocks.append(native)
+        x = self._tensor(block.norm.x)
+        for kind in (Kind.LINEAR_CONTEXT, Kind.LINEAR_MERGE, Kind.LINEAR_APPLY):
+            op = Op(kind=kind, x=x, film=-1, block=ctypes.pointer(native))
+            if kind is Kind.LINEAR_APPLY:
+                op.out, op.y = self._tensor(last.out), self._tensor(last.residual)
+                op.a, op.eps = self._address(last.gain, np.float32), last.eps
+            self._add(last.out, op)
+
+    def _weight(self, weight: Weight, stride: int) -> NativeWeight:
+        panels = weight.panels
+        return NativeWeight(
+            group=weight.group,
+            panels=len(panels.rows),
+            panel_ptr=self._address(panels.ptr, np.int64),
+            offset=self._address(panels.columns * np.int32(stride), np.int32),
+            value=self._address(panels.values, np.float32),
+            slot=self._address(panels.rows, np.int32),
+            bias=self._address(weight.bias, np.float32),
+        )
 
     def _concat(self, operation: Concat) -> None:
         """Copies of the inputs that could not be made in place."""

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparse_ddpm.engine.arena import LINE, Arena, Placement, lanes_for, plan_arena, taps_of
+from sparse_ddpm.engine.fuse import LinearBlock, fuse
 from sparse_ddpm.engine.panels import ENTRY_COST, GroupChoice, Panels, choose_group, make_panels
 from sparse_ddpm.errors import EngineError, expected
 from sparse_ddpm.program import (
@@ -42,11 +43,12 @@ MAX_TAPPED_SIZE = 5
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
-    """One operation's kernel and the reason for it.
+    """One operation's kernel and the reason for it; or a block of operations that run as one.
 
-    For convolutions: ``group`` (G), ``entries`` (panel entries) and ``flops``, what is executed
-    for one image, filled-in zeros included, a multiplication and its addition as two; ``taps``: the
-    shifted copies of each input channel that it reads. Else 0.
+    ``operation``: that, or the last of the ``block``. ``flops``: what a convolution or a block
+    executes for one image, filled-in zeros included, a multiplication and its addition as two;
+    else 0. For convolutions: ``group`` (G), ``entries`` (panel entries) and ``taps``, the shifted
+    copies of each input channel that it reads.
     """
 
     operation: Operation
@@ -56,6 +58,12 @@ class Step:
     entries: int = 0
     flops: int = 0
     taps: int = 0
+    block: LinearBlock | None = None
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        """What runs, in the Program's order."""
+        return (self.operation,) if self.block is None else self.block.operations
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,7 +83,7 @@ class Plan:
 
     @property
     def flops(self) -> int:
-        """Executed FLOPs of all convolutions for one image."""
+        """Executed FLOPs of all convolutions and fused blocks for one image."""
         return sum(step.flops for step in self.steps)
 
     def panels(self, step: Step) -> Panels:
@@ -120,22 +128,38 @@ def make_plan(
 ) -> Plan:
     """Lay out ``program`` for ``batch`` images.
 
-    ``keep_all``: no value's memory is used again, so that all of them can be read after a step.
+    ``keep_all``: every value is stored and no memory is used again, so that all of them can be read
+    after a step.
     ``group``: the G of every convolution, default by estimated time. Raises `EngineError`.
     """
     if group is not None and group not in ENTRY_COST:
         raise EngineError(expected("group", f"one of {', '.join(map(str, ENTRY_COST))}", group))
     lanes = lanes_for(batch)
-    convs = [op for op in program.operations if isinstance(op, Conv)]
+    blocks, reasons = ({}, {}) if keep_all else fuse(program, lanes, group)
+    inside = {name for block in blocks.values() for name in block.inside}
+    convs = [op for op in program.operations if isinstance(op, Conv) and op.out not in inside]
     groups = {op.out: choose_group(op.weight, group) for op in convs}
     tapped = {
         op.out: copies
         for op in convs
         if (copies := _choose_taps(op, groups[op.out].group, lanes, program.shapes[op.out]))
     }
-    arena = plan_arena(program, lanes, keep_all, tapped)
-    steps = tuple(_step(op, program, arena, groups, tapped) for op in program.operations)
+    arena = plan_arena(program, lanes, keep_all, tapped, blocks)
+    steps = tuple(
+        _block_step(blocks[op.out], program)
+        if op.out in blocks
+        else _step(op, program, arena, groups, tapped, reasons)
+        for op in program.operations
+        if op.out not in inside
+    )
     return Plan(program, batch, lanes, arena, steps)
+
+
+def _block_step(block: LinearBlock, program: Program) -> Step:
+    _, height, width = program.shapes[block.mix.out]
+    flops = block.flops_per_pixel * height * width
+    kernel = "fused linear attention"
+    return Step(block.out_norm, kernel, block.reason, flops=flops, block=block)
 
 
 def _choose_taps(operation: Conv, group: int, lanes: int, shape: Shape) -> int:
@@ -159,6 +183,7 @@ def _step(
     arena: Arena,
     groups: Mapping[str, GroupChoice],
     tapped: Mapping[str, int],
+    reasons: Mapping[str, str],
 ) -> Step:
     match operation:
         case Conv(out=out, size=size):
@@ -183,7 +208,8 @@ def _step(
         case Attention():
             return Step(operation, "attention", "all scores of a few pixels at once")
         case LinearAttention():
-            return Step(operation, "linear attention", "a context matrix a head, no pixel pairs")
+            why = reasons.get(operation.out, "not fused: every value is kept")
+            return Step(operation, "linear attention", f"a context matrix a head; {why}")
         case SpaceToDepth():
             return Step(operation, "space to depth", "a copy")
         case Upsample2x():

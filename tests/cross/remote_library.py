@@ -56,14 +56,16 @@ class KnownArrays:
         raise LookupError(f"an address of no known array: {address:#x}")
 
 
-def pointers(kind: Any, at: int = 0) -> Iterator[int]:
-    """Where the ``void *`` fields of a structure lie."""
+def pointers(kind: Any, at: int = 0) -> Iterator[tuple[int, Any]]:
+    """Where the pointers of a structure lie, and to what structure: None for those to arrays."""
     for name, field in kind._fields_:
         offset = at + getattr(kind, name).offset
         if field is ctypes.c_void_p:
-            yield offset
+            yield offset, None
         elif issubclass(field, ctypes.Structure):
             yield from pointers(field, offset)
+        elif hasattr(field, "contents"):
+            yield offset, field._type_
 
 
 class RemoteLibrary:
@@ -127,10 +129,24 @@ class RemoteLibrary:
         stride, count = ctypes.sizeof(item), program.ops
         first = append(ctypes.string_at(program.op, stride * count) if count else b"")
         places += [kind.op.offset, first]
-        for where in (first + i * stride + at for i in range(count) for at in pointers(item)):
-            (address,) = struct.unpack_from("P", blob, where)
-            if address:
-                places += [where, append(self.known.rest(address).data)]
+        copied: dict[int, int] = {}  # structures, which several operations may share
+
+        def follow(kind: Any, base: int) -> None:
+            for at, target in pointers(kind, base):
+                (address,) = struct.unpack_from("P", blob, at)
+                if not address:
+                    continue
+                if target is None:
+                    places.extend((at, append(self.known.rest(address).data)))
+                    continue
+                if address not in copied:
+                    size = ctypes.sizeof(target)
+                    copied[address] = append(ctypes.string_at(address, size))
+                    follow(target, copied[address])
+                places.extend((at, copied[address]))
+
+        for index in range(count):
+            follow(item, first + index * stride)
         with self._lock:
             self._ask("c", bytes(blob), struct.pack(f"{len(places)}q", *places))
             handle, message = self._number(), self._block()

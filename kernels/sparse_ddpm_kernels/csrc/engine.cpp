@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <map>
 #include <memory>
 #include <new>
 #include <stdexcept>
@@ -90,6 +91,16 @@ T *copied(const T *from, int64_t count, std::vector<Floats> &store, int64_t &byt
   return to;
 }
 
+sdk_weight copied(sdk_weight w, std::vector<Floats> &store, int64_t &bytes) {
+  const int64_t slots = w.panels * w.group, entries = w.panel_ptr[w.panels];
+  w.panel_ptr = copied(w.panel_ptr, w.panels + 1, store, bytes);
+  w.offset = copied(w.offset, entries, store, bytes);
+  w.value = copied(w.value, entries * w.group, store, bytes);
+  w.slot = copied(w.slot, slots, store, bytes);
+  w.bias = copied(w.bias, slots, store, bytes);
+  return w;
+}
+
 // Floats before and after the arena that taps may read.
 constexpr int64_t kPad = 16;
 
@@ -146,6 +157,7 @@ struct sdk_engine {
   std::vector<Operation> operations;
   std::vector<int64_t> main_units;
   std::vector<Tiling> tilings;
+  std::map<const sdk_linear_block *, std::unique_ptr<sdk_linear_block>> blocks;
   std::vector<double> seconds;
   std::chrono::steady_clock::time_point clock;
   std::unique_ptr<Pool> pool;  // last: its threads end first
@@ -198,6 +210,17 @@ sdk_engine::sdk_engine(const sdk_program &program) : flags(program.flags) {
       op.blocks = static_cast<int64_t>(tiling.block.size()) - 1;
       op.flat = tiling.flat;
       op.flat_floats = tiling.flat_floats;
+    } else if (op.is.block != nullptr) {
+      // The operations of a block share its copy.
+      std::unique_ptr<sdk_linear_block> &block = blocks[op.is.block];
+      if (block == nullptr) {
+        block = std::make_unique<sdk_linear_block>(*op.is.block);
+        block->head = copied(block->head, block->heads, stored, bytes);
+        for (sdk_weight *w : {&block->q, &block->k, &block->v, &block->out})
+          *w = copied(*w, stored, bytes);
+      }
+      op.is.block = block.get();
+      op.is.a = copied(op.is.a, op.is.out.channels, stored, bytes);
     } else if (op.is.kind == SDK_TAPS) {
       const Shifts made = make_shifts(op.is, program.lanes, kernels->vector);
       op.shifts = copied(made.shifts.data(), static_cast<int64_t>(made.shifts.size()), stored, bytes);

@@ -28,7 +28,7 @@
 extern "C" {
 #endif
 
-#define SDK_ABI 2
+#define SDK_ABI 3
 
 enum sdk_kind {
   SDK_LOAD = 0,             /* out = the step's input, float32 [images, C, H, W] */
@@ -43,7 +43,10 @@ enum sdk_kind {
   SDK_COPY = 9,
   SDK_ADD = 10,             /* out = x + y */
   SDK_TAPS = 11,            /* out = shifted copies of x */
-  SDK_KINDS = 12
+  SDK_LINEAR_CONTEXT = 12,  /* the three steps of an sdk_linear_block, in this order */
+  SDK_LINEAR_MERGE = 13,
+  SDK_LINEAR_APPLY = 14,
+  SDK_KINDS = 15
 };
 
 enum sdk_isa { SDK_BASELINE = 0, SDK_AVX2 = 1, SDK_AVX512 = 2, SDK_NEON = 3, SDK_ISAS = 4 };
@@ -62,6 +65,49 @@ typedef struct {
   int32_t channels, height, width, halo;
 } sdk_tensor;
 
+/* A sparse 1x1 convolution inside a block: panels as in sdk_op, but x[offset[k] + pixel] lies in
+ * scratch, and bias [panels, group] goes by slot. */
+typedef struct {
+  int32_t group;
+  int64_t panels;
+  const int64_t *panel_ptr; /* [panels + 1] */
+  const int32_t *offset;    /* [panel_ptr[panels]] in floats */
+  const float *value;       /* [panel_ptr[panels], group] */
+  const int32_t *slot;      /* [panels, group], a row within its head; -1: padding */
+  const float *bias;        /* [panels, group] */
+} sdk_weight;
+
+/* A head without its dead rows. Rows of q and k that have weights are numbered within the head;
+ * the first `both` rows of q and of k belong to the same channels. Panels of a head follow those of
+ * the head before. */
+typedef struct {
+  int32_t both, q_rows, k_rows, v_rows;
+  int32_t q_panels, k_panels, v_panels;
+  int32_t context; /* where its context begins in a slot, in numbers (see below) */
+} sdk_linear_head;
+
+/* out = norm2(bias + W mix) (+ y), mix = linear attention of q, k, v = Wq n, Wk n, Wv n,
+ * n = norm1(x), where norm1 and norm2 are channel norms. The gain of norm1 is folded into the
+ * weights. lanes is 1 or a multiple of 16.
+ *
+ * Pixels go through in blocks, `stride` floats a channel in scratch: `pixels` neighbouring pixels
+ * of one image (lanes = 1, stride = pixels, a multiple of 16), or `pixels` pixels of one vector of
+ * images (stride = 16 pixels). The image is cut into `chunks` runs of blocks, each with a slot of
+ * its own in the arena, from float `context` on, where the context of its pixels is summed:
+ * slot_numbers numbers, each one float (lanes = 1, slots rounded up to 16 floats), or one vector of
+ * images (slot by slot all vectors of the lanes). In it each head has k_rows + 2 rows of v_rows + 1
+ * numbers: sum_m exp(k[d, m]) v[e, m] and, last, sum_m exp(k[d, m]); the row after k_rows, if
+ * k_rows < dim_head, is for channels whose k has no weights: sum_m v[e, m]. Merging adds the slots
+ * up, in order, into the first one, and turns the rows into those that apply needs. */
+typedef struct {
+  int32_t heads, dim_head;
+  int32_t pixels, stride, chunks;
+  int64_t context, slot_numbers;
+  double eps; /* of norm1 */
+  sdk_weight q, k, v, out;
+  const sdk_linear_head *head; /* [heads] */
+} sdk_linear_block;
+
 /* One operation. Fields that its kind does not name are ignored.
  *
  * Taps: size is odd. out[c * size + s] = x[c] with its columns shifted by s - size / 2, or, with
@@ -78,6 +124,9 @@ typedef struct {
  *
  * Norms: a (and b) are [C] arrays, or, with film >= 0, a = row[film ...], b = row[film + C ...]
  * of the row that sdk_run is given.
+ *
+ * Linear context, merge and apply: the same `block` and x; apply also: out, y, the gain a [channels
+ * of out] and the eps of norm2. Out may lie where x does.
  */
 typedef struct {
   int32_t kind;
@@ -97,6 +146,7 @@ typedef struct {
   const int32_t *offset;    /* [panel_ptr[panels]] in floats */
   const float *value;       /* [panel_ptr[panels], group] */
   const int32_t *slot;      /* [panels, group] */
+  const sdk_linear_block *block;
 } sdk_op;
 
 typedef struct {

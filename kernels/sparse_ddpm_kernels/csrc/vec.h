@@ -222,22 +222,17 @@ SDK_INLINE Vec exponential(Vec x) {
 #endif
 }
 
-// x / (1 + e^-x) to 5 + |x| / 2 units in the last place for x >= -87, 1e-36 |x| at most below; NaN
-// for NaN. With t = -x log2 e limited to 126, e^-x = 2^t is a power of two times a minimax polynomial (relative error
-// 9e-8): a multiply-add where `exponential` needs two, and no cases.
-SDK_INLINE Vec silu(Vec x) {
+// 2^t for |t| <= 126, to 2 units in the last place: a power of two times a minimax polynomial
+// (relative error 9e-8). A multiply-add where `exponential` needs two, and no cases; NaN for NaN.
+SDK_INLINE Vec power_of_two(Vec t) {
 #if defined(__AVX512F__)
-  const __m512 t = _mm512_maskz_min_ps(0xffff, _mm512_set1_ps(126.0f), (__m512)(x * -1.44269504f));
-  const __m512 n = _mm512_maskz_roundscale_ps(0xffff, t, 8);
+  const __m512 n = _mm512_maskz_roundscale_ps(0xffff, (__m512)t, 8);
 #else
   const float round = 12582912.0f;  // 1.5 * 2^23
-  const Vec scaled = x * -1.44269504f;
-  const Vec below = scaled > 126.0f ? splat(126.0f) : scaled;
-  const Vec t = below < -126.0f ? splat(-126.0f) : below;
   const Vec shifted = t + round;
   const Vec n = shifted - round;
 #endif
-  const Vec f = (Vec)t - (Vec)n;
+  const Vec f = t - (Vec)n;
   Vec p = splat(0.0013264727f);
   p = p * f + 0.009671513f;
   p = p * f + 0.055507336f;
@@ -245,13 +240,28 @@ SDK_INLINE Vec silu(Vec x) {
   p = p * f + 0.693147f;
   p = p * f + 1.0f;
 #if defined(__AVX512F__)
-  // One step of Newton takes the reciprocal from 14 to 28 bits; 1 <= the sum <= 2^126.
-  const Vec sum = 1.0f + (Vec)_mm512_maskz_scalef_ps(0xffff, (__m512)p, n);
+  return (Vec)_mm512_maskz_scalef_ps(0xffff, (__m512)p, n);
+#else
+  const BitVec power = (((BitVec)shifted) + 127u) << 23;
+  return p * (Vec)power;
+#endif
+}
+
+constexpr float kLog2E = 1.44269504f;
+
+// x / (1 + e^-x) to 5 + |x| / 2 units in the last place for x >= -87, 1e-36 |x| at most below; NaN
+// for NaN.
+SDK_INLINE Vec silu(Vec x) {
+  const Vec scaled = x * -kLog2E;
+#if defined(__AVX512F__)
+  // 1 <= the sum <= 2^126; one step of Newton takes the reciprocal from 14 to 28 bits.
+  const Vec t = (Vec)_mm512_maskz_min_ps(0xffff, _mm512_set1_ps(126.0f), (__m512)scaled);
+  const Vec sum = 1.0f + power_of_two(t);
   const Vec guess = (Vec)_mm512_maskz_rcp14_ps(0xffff, (__m512)sum);
   return x * (guess * (1.0f - sum * guess) + guess);
 #else
-  const BitVec power = (((BitVec)shifted) + 127u) << 23;
-  return x / (1.0f + p * (Vec)power);
+  const Vec below = scaled > 126.0f ? splat(126.0f) : scaled;
+  return x / (1.0f + power_of_two(below < -126.0f ? splat(-126.0f) : below));
 #endif
 }
 
