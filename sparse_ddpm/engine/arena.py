@@ -16,6 +16,8 @@ from sparse_ddpm.program import Add, ChannelNorm, Concat, Conv, NormAct, Operati
 from sparse_ddpm.program.operations import inputs_of
 from sparse_ddpm.program.program import Shape
 
+FLOAT_BYTES = 4
+
 LINE = 16
 """Floats in a cache line: the alignment of buffers and channels."""
 
@@ -200,13 +202,14 @@ def plan_arena(
     keep_all: bool,
     tapped: Mapping[str, int] = NO_TAPS,
     blocks: Mapping[str, LinearBlock] = NO_BLOCKS,
+    number_bytes: int = FLOAT_BYTES,
 ) -> Arena:
     """Place every value of ``program``; with ``keep_all`` no memory is used twice.
 
     ``tapped``: copies of each input channel that a convolution reads in place of its input (see
     `taps_of`): one for each column of the kernel, with rows of zeros around, or one for each tap,
     without. Their inputs need no halo. Values inside ``blocks`` get no place; the contexts of a
-    block are a buffer, see `contexts_of`.
+    block are a buffer of floats, see `contexts_of`. ``number_bytes``: of an activation.
     """
     stages = _stages(program, blocks)
     times = _times(program, stages)
@@ -253,7 +256,8 @@ def plan_arena(
     sizes = {name: (shapes[name][0] * layouts[name].channel_stride, *spans[name]) for name in halos}
     for stage in stages:
         if stage.contexts > 0:
-            sizes[contexts_of(stage.out)] = (_round_up(stage.contexts), stage.step, stage.step)
+            numbers = _round_up(stage.contexts * FLOAT_BYTES // number_bytes)
+            sizes[contexts_of(stage.out)] = (numbers, stage.step, stage.step)
     buffers = _place(sizes, reuse=not keep_all)
     placements = {}
     for name, shape in shapes.items():

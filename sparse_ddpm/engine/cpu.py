@@ -30,7 +30,6 @@ from sparse_ddpm.program import (
 )
 
 MAX_THREADS = 1_024
-DTYPES = ("float32", "float16")
 TABLE_ROWS = 256
 """Steps whose float64 table is held at once."""
 
@@ -69,16 +68,12 @@ class CpuEngine(Engine):
         threads = default_threads() if threads is None else threads
         if type(threads) is not int or not 1 <= threads <= MAX_THREADS:
             raise EngineError(expected("threads", f"1 to {MAX_THREADS}", repr(threads)))
-        if dtype not in DTYPES:
-            raise EngineError(
-                expected("dtype of the cpu engine", f"one of {', '.join(DTYPES)}", repr(dtype))
-            )
         self.program = program
         self.batch = check_batch(batch)
         self.threads = threads
         self.dtype = dtype
         self._group = group
-        self.plan = make_plan(program, self.batch, keep_all=keep_all, group=group)
+        self.plan = make_plan(program, self.batch, dtype, keep_all=keep_all, group=group)
         self._tracer: CpuEngine | None = self if keep_all else None
         self._timesteps: NDArray[np.float64] | None = None
         self._films = _film_columns(program)

@@ -31,7 +31,9 @@ from sparse_ddpm.program import (
 )
 from sparse_ddpm.program.program import Shape
 
-FLOAT_BYTES = 4
+DTYPES = ("float32", "float16")
+"""Of activations in memory. Arithmetic and weights are float32 with either."""
+
 MAX_OFFSET = 2**31 - 1
 
 SMALL_IMAGE = 64
@@ -72,6 +74,7 @@ class Plan:
 
     program: Program
     batch: int
+    dtype: str
     lanes: int
     arena: Arena
     steps: tuple[Step, ...]
@@ -79,7 +82,7 @@ class Plan:
     @property
     def arena_bytes(self) -> int:
         """Bytes of all activations together."""
-        return FLOAT_BYTES * self.arena.size
+        return np.dtype(self.dtype).itemsize * self.arena.size
 
     @property
     def flops(self) -> int:
@@ -124,14 +127,23 @@ class Plan:
 
 
 def make_plan(
-    program: Program, batch: int = 1, *, keep_all: bool = False, group: int | None = None
+    program: Program,
+    batch: int = 1,
+    dtype: str = "float32",
+    *,
+    keep_all: bool = False,
+    group: int | None = None,
 ) -> Plan:
-    """Lay out ``program`` for ``batch`` images.
+    """Lay out ``program`` for ``batch`` images of activations of ``dtype``, one of `DTYPES`.
 
     ``keep_all``: every value is stored and no memory is used again, so that all of them can be read
     after a step.
     ``group``: the G of every convolution, default by estimated time. Raises `EngineError`.
     """
+    if dtype not in DTYPES:
+        raise EngineError(
+            expected("dtype of the cpu engine", f"one of {', '.join(DTYPES)}", repr(dtype))
+        )
     if group is not None and group not in ENTRY_COST:
         raise EngineError(expected("group", f"one of {', '.join(map(str, ENTRY_COST))}", group))
     lanes = lanes_for(batch)
@@ -144,7 +156,7 @@ def make_plan(
         for op in convs
         if (copies := _choose_taps(op, groups[op.out].group, lanes, program.shapes[op.out]))
     }
-    arena = plan_arena(program, lanes, keep_all, tapped, blocks)
+    arena = plan_arena(program, lanes, keep_all, tapped, blocks, np.dtype(dtype).itemsize)
     steps = tuple(
         _block_step(blocks[op.out], program)
         if op.out in blocks
@@ -152,7 +164,7 @@ def make_plan(
         for op in program.operations
         if op.out not in inside
     )
-    return Plan(program, batch, lanes, arena, steps)
+    return Plan(program, batch, dtype, lanes, arena, steps)
 
 
 def _block_step(block: LinearBlock, program: Program) -> Step:

@@ -22,9 +22,9 @@ constexpr int tile_limit(int group) {
 // a run and of the number of runs, not with the root of all entries.
 constexpr int64_t kEntryRun = 256;
 
-// Rows x Vectors of pixels by Group channels. With few accumulators, Split independent sums of
+// Rows x Vectors of pixels by Group channels, stored as Real. With few accumulators, Split independent sums of
 // every Split-th entry hide the latency of the multiply-add.
-template <int Group, int Rows, int Vectors>
+template <int Group, int Rows, int Vectors, class Real>
 void conv_tile(const TileArguments &t) {
   constexpr int kSplit = Group * Rows * Vectors <= 2 ? 4 : Group * Rows * Vectors <= 4 ? 2 : 1;
   const int64_t x_row = t.x_row;
@@ -133,36 +133,37 @@ void conv_tile(const TileArguments &t) {
   }
 }
 
-template <int Group, int Rows, int Vectors>
+template <int Group, int Rows, int Vectors, class Real>
 TileFunction pick_vectors(int vectors) {
   if constexpr (Vectors == 0) {
     return nullptr;
   } else {
-    return vectors == Vectors ? &conv_tile<Group, Rows, Vectors>
-                              : pick_vectors<Group, Rows, Vectors - 1>(vectors);
+    return vectors == Vectors ? &conv_tile<Group, Rows, Vectors, Real>
+                              : pick_vectors<Group, Rows, Vectors - 1, Real>(vectors);
   }
 }
 
-template <int Group, int Rows>
+template <int Group, int Rows, class Real>
 TileFunction pick_rows(int rows, int vectors) {
   if constexpr (Rows > tile_limit(Group)) {
     return nullptr;
   } else {
-    return rows == Rows ? pick_vectors<Group, Rows, tile_limit(Group) / Rows>(vectors)
-                        : pick_rows<Group, 2 * Rows>(rows, vectors);
+    return rows == Rows ? pick_vectors<Group, Rows, tile_limit(Group) / Rows, Real>(vectors)
+                        : pick_rows<Group, 2 * Rows, Real>(rows, vectors);
   }
 }
 
 // The kernel of a tile; rows a power of two, rows * vectors <= tile_limit(group).
+template <class Real>
 TileFunction pick_tile(int32_t group, int32_t rows, int32_t vectors) {
   switch (group) {
-    case 1: return pick_rows<1, 1>(rows, vectors);
-    case 2: return pick_rows<2, 1>(rows, vectors);
-    case 4: return pick_rows<4, 1>(rows, vectors);
-    case 8: return pick_rows<8, 1>(rows, vectors);
+    case 1: return pick_rows<1, 1, Real>(rows, vectors);
+    case 2: return pick_rows<2, 1, Real>(rows, vectors);
+    case 4: return pick_rows<4, 1, Real>(rows, vectors);
+    case 8: return pick_rows<8, 1, Real>(rows, vectors);
     default: break;
   }
-  if constexpr (kMaxGroup == 16) return pick_rows<16, 1>(rows, vectors);
+  if constexpr (kMaxGroup == 16) return pick_rows<16, 1, Real>(rows, vectors);
   return nullptr;
 }
 

@@ -8,12 +8,9 @@
 
 #include "conv.h"
 #include "norm.h"
-#include "operation.h"
-#include "vec.h"
+#include "real.h"
 
 namespace {
-
-using sdk::Operation;
 
 constexpr int kTileA = 4, kTileB = kManyRegisters ? 6 : 2;
 
@@ -136,7 +133,7 @@ void weigh(const sdk_weight &weight, int64_t first, int64_t last, const float *x
   const int64_t limit = tile_limit(group), strips = (vectors + limit - 1) / limit;
   for (int64_t s = 0; s < strips; ++s) {
     const int64_t start = vectors * s / strips, end = vectors * (s + 1) / strips;
-    const TileFunction run = pick_tile(group, 1, (int32_t)(end - start));
+    const TileFunction run = pick_tile<float>(group, 1, (int32_t)(end - start));
     t.x = x + start * kVector;
     t.out = out + start * kVector;
     for (t.part = 0; t.part < weight.group; t.part += group) run(t);
@@ -198,7 +195,8 @@ struct Block {
   }
 };
 
-SDK_INLINE void copy_floats(float *to, const float *from, int64_t count) {
+template <class T>
+SDK_INLINE void copy_floats(float *to, const T *from, int64_t count) {
   for (int64_t i = 0; i < count; i += kVector) {
     const int64_t n = count - i < kVector ? count - i : kVector;
     store(to + i, load(from + i, n), n);
@@ -206,8 +204,8 @@ SDK_INLINE void copy_floats(float *to, const float *from, int64_t count) {
 }
 
 // Mean and 1 / deviation over the channels of Count vectors of pixels.
-template <int Count>
-SDK_INLINE void pixel_moments(const float *const *x, int64_t stride, int64_t channels, float eps,
+template <int Count, class T>
+SDK_INLINE void pixel_moments(const T *const *x, int64_t stride, int64_t channels, float eps,
                               Vec *mean, Vec *inverse) {
   for (int v = 0; v < Count; ++v) mean[v] = inverse[v] = Vec{};
   for (int64_t run = 0; run < channels; run += kSumRun) {
@@ -232,8 +230,8 @@ SDK_INLINE void pixel_moments(const float *const *x, int64_t stride, int64_t cha
     inverse[v] = 1.0f / square_root(inverse[v] / (float)channels + eps);
 }
 
-template <int Count>
-SDK_INLINE void centre_vectors(const float *const *x, int64_t x_stride, int64_t channels, float eps,
+template <int Count, class T>
+SDK_INLINE void centre_vectors(const T *const *x, int64_t x_stride, int64_t channels, float eps,
                                float *centred, int64_t stride, float *inverses) {
   Vec mean[Count], inverse[Count];
   pixel_moments<Count>(x, x_stride, channels, eps, mean, inverse);
@@ -243,38 +241,47 @@ SDK_INLINE void centre_vectors(const float *const *x, int64_t x_stride, int64_t 
   for (int v = 0; v < Count; ++v) store(inverses + v * kVector, inverse[v]);
 }
 
+// Vector v of the block lies at `from(v)`.
+template <class From>
+SDK_INLINE void centre_all(const Operation &op, const Block &block, From from, int64_t x_stride,
+                           float *centred, float *inverses) {
+  const int64_t stride = op.is.block->stride, channels = op.is.x.channels;
+  const float eps = (float)op.is.block->eps;
+  for (int64_t v = 0; v < block.vectors;) {
+    decltype(from(0)) at[kColumns];
+    const int64_t count = block.vectors - v < kColumns ? 1 : kColumns;
+    for (int64_t i = 0; i < count; ++i) at[i] = from(v + i);
+    float *to = centred + v * kVector, *inverse = inverses + v * kVector;
+    if (count == 1) {
+      centre_vectors<1>(at, x_stride, channels, eps, to, stride, inverse);
+    } else {
+      centre_vectors<kColumns>(at, x_stride, channels, eps, to, stride, inverse);
+    }
+    v += count;
+  }
+}
+
 // A block's pixels without their mean, [channels, stride], and 1 / deviation. Past the image both
 // are zero.
 void centre(const Operation &op, const Cut &cut, const Block &block, float *centred,
             float *inverses) {
   const sdk_tensor &x = op.is.x;
-  const float *from = op.step->arena + x.offset;
+  const Real *from = arena_of(op) + x.offset;
   const int64_t stride = op.is.block->stride;
-  const float eps = (float)op.is.block->eps;
-  int64_t x_stride = x.channel_stride;
-  if (!cut.whole) {
+  if (cut.whole) {
+    const auto at = [&](int64_t v) { return from + block.at(cut, x, v); };
+    centre_all(op, block, at, x.channel_stride, centred, inverses);
+  } else {
     block.runs(cut, [&](int64_t i, int64_t h, int64_t w, int64_t count) {
-      const float *row = from + h * x.row_stride + w;
+      const Real *row = from + h * x.row_stride + w;
       for (int64_t c = 0; c < x.channels; ++c)
         copy_floats(centred + c * stride + i, row + c * x.channel_stride, count);
     });
     for (int64_t c = 0; c < x.channels; ++c)
       for (int64_t i = block.pixels; i < block.vectors * kVector; ++i)
         centred[c * stride + i] = 0.0f;
-    x_stride = stride;
-  }
-  for (int64_t v = 0; v < block.vectors;) {
-    const float *at[kColumns];
-    const int64_t count = block.vectors - v < kColumns ? 1 : kColumns;
-    for (int64_t i = 0; i < count; ++i)
-      at[i] = cut.whole ? from + block.at(cut, x, v + i) : centred + (v + i) * kVector;
-    float *to = centred + v * kVector, *inverse = inverses + v * kVector;
-    if (count == 1) {
-      centre_vectors<1>(at, x_stride, x.channels, eps, to, stride, inverse);
-    } else {
-      centre_vectors<kColumns>(at, x_stride, x.channels, eps, to, stride, inverse);
-    }
-    v += count;
+    const auto at = [&](int64_t v) { return static_cast<const float *>(centred) + v * kVector; };
+    centre_all(op, block, at, stride, centred, inverses);
   }
   const int64_t n = block.last_lanes(cut);
   float *last = inverses + (block.vectors - 1) * kVector;
@@ -284,12 +291,13 @@ void centre(const Operation &op, const Cut &cut, const Block &block, float *cent
 // Numbers of a slot lie this far apart: floats, or vectors of images.
 SDK_INLINE int64_t number_floats(const Cut &cut) { return cut.planar ? 1 : kVector; }
 
-// The slot of a chunk for a slice of the images.
+// The slot of a chunk for a slice of the images: floats, whatever activations are.
 SDK_INLINE float *context_slot(const Operation &op, const Cut &cut, int64_t chunk, int64_t slice) {
   const sdk_linear_block &b = *op.is.block;
   const int64_t floats =
       cut.planar ? round_up(b.slot_numbers, 16) : b.slot_numbers * (int64_t)kVector;
-  return op.step->arena + b.context + (chunk * cut.slices + slice) * floats;
+  return reinterpret_cast<float *>(arena_of(op) + b.context) +
+         (chunk * cut.slices + slice) * floats;
 }
 
 SDK_INLINE bool lacks_k(const sdk_linear_block &b, const sdk_linear_head &h) {
@@ -474,9 +482,9 @@ SDK_INLINE int64_t softmax_terms(const sdk_linear_block &b, const sdk_linear_hea
   return head.both + constant + rest;
 }
 
-template <int Count, bool Residual>
-SDK_INLINE void norm_vectors(const Operation &op, const float *y, const float *const *residual,
-                             float *const *out, int64_t out_stride, int64_t residual_stride) {
+template <int Count, bool Residual, class Out>
+SDK_INLINE void norm_vectors(const Operation &op, const float *y, const Real *const *residual,
+                             Out *const *out, int64_t out_stride, int64_t residual_stride) {
   const int64_t stride = op.is.block->stride, channels = op.is.out.channels;
   const float *at[Count];
   for (int v = 0; v < Count; ++v) at[v] = y + v * kVector;
@@ -496,25 +504,30 @@ SDK_INLINE void norm_vectors(const Operation &op, const float *y, const float *c
 template <bool Residual>
 void norm_block(const Operation &op, const Cut &cut, const Block &block, float *ys) {
   const sdk_tensor &out = op.is.out, &y = op.is.y;
-  float *to = op.step->arena + out.offset;
-  const float *from = op.step->arena + y.offset;
+  Real *to = arena_of(op) + out.offset;
+  const Real *from = arena_of(op) + y.offset;
   const int64_t stride = op.is.block->stride;
   for (int64_t v = 0; v < block.vectors;) {
-    const float *residual[kColumns] = {};
-    float *at[kColumns];
+    const Real *residual[kColumns] = {};
     const int64_t count = block.vectors - v < kColumns ? 1 : kColumns;
-    for (int64_t i = 0; i < count; ++i) {
-      at[i] = cut.whole ? to + block.at(cut, out, v + i) : ys + (v + i) * kVector;
-      if (Residual && cut.whole) residual[i] = from + block.at(cut, y, v + i);
-    }
     float *column = ys + v * kVector;
     if (!cut.whole) {
+      float *at[kColumns];
+      for (int64_t i = 0; i < count; ++i) at[i] = column + i * kVector;
       if (count == 1) {
         norm_vectors<1, false>(op, column, residual, at, stride, 0);
       } else {
         norm_vectors<kColumns, false>(op, column, residual, at, stride, 0);
       }
-    } else if (count == 1) {
+      v += count;
+      continue;
+    }
+    Real *at[kColumns];
+    for (int64_t i = 0; i < count; ++i) {
+      at[i] = to + block.at(cut, out, v + i);
+      if (Residual) residual[i] = from + block.at(cut, y, v + i);
+    }
+    if (count == 1) {
       norm_vectors<1, Residual>(op, column, residual, at, out.channel_stride, y.channel_stride);
     } else {
       norm_vectors<kColumns, Residual>(op, column, residual, at, out.channel_stride,
@@ -524,8 +537,8 @@ void norm_block(const Operation &op, const Cut &cut, const Block &block, float *
   }
   if (cut.whole) return;
   block.runs(cut, [&](int64_t i, int64_t h, int64_t w, int64_t count) {
-    const float *residual = from + h * y.row_stride + w;
-    float *target = to + h * out.row_stride + w;
+    const Real *residual = from + h * y.row_stride + w;
+    Real *target = to + h * out.row_stride + w;
     for (int64_t p = 0; p < count; p += kVector) {
       const int64_t n = count - p < kVector ? count - p : kVector;
       for (int64_t c = 0; c < out.channels; ++c) {
