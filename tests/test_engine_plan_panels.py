@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sparse_ddpm.engine.panels import ENTRY_COST, Panels, choose_group, make_panels
+from sparse_ddpm.engine.panels import GROUPS, Panels, choose_group, make_panels
 from sparse_ddpm.engine.plan import make_plan
 from sparse_ddpm.errors import EngineError
 from sparse_ddpm.formats import BSR, CSR, Dense, Matrix
@@ -32,7 +32,7 @@ def weights(shape: tuple[int, int], density: float) -> NDArray[np.float32]:
     return rng.standard_normal(shape, dtype=np.float32) * (rng.random(shape) < density)
 
 
-@pytest.mark.parametrize("group", list(ENTRY_COST))
+@pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("shape", [(1, 9), (7, 18), (16, 27), (33, 36)])
 @pytest.mark.parametrize("kind", ["dense", "csr", "bsr", "empty"])
 def test_panels_are_the_weight(kind: str, shape: tuple[int, int], group: int) -> None:

@@ -4,6 +4,7 @@
 """
 
 from sparse_ddpm_kernels.binding import (
+    BF16,
     HALF,
     ISAS,
     POISON,
@@ -18,6 +19,7 @@ from sparse_ddpm_kernels.binding import (
 from sparse_ddpm_kernels.executor import Executor
 
 __all__ = [
+    "BF16",
     "HALF",
     "ISAS",
     "POISON",

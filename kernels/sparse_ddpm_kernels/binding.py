@@ -27,6 +27,8 @@ PROFILE = 2
 """Flag: keep the time of every operation."""
 HALF = 4
 """Flag: activations are stored as float16; arithmetic, weights, input and output stay float32."""
+BF16 = 8
+"""Flag, with `HALF`: products of panels of 8 and 16 are bfloat16, their sums float32."""
 
 
 class KernelError(RuntimeError):

@@ -29,7 +29,8 @@ class Executor:
     """Owns a native engine. The arrays behind ``ops`` are copied and may go once it is made.
 
     ``arena``: numbers; ``lanes``: images of one pass, 1 or a multiple of 16; ``flags``: of
-    `POISON`, `PROFILE`, `HALF`. Nothing here checks an offset or a stride: that is the caller's duty.
+    `POISON`, `PROFILE`, `HALF`, `BF16`. Nothing here checks an offset or a stride: that is the
+    caller's duty.
     Raises `KernelError` when the library is missing or refuses.
     """
 
@@ -71,7 +72,7 @@ class Executor:
             self._library.sdk_run(self._open(), x.ctypes.data, out.ctypes.data, row, len(x))
 
     def arena(self) -> NDArray[Any]:
-        """The arena as the last pass left it, ``[arena]``, float32 or float16; valid until `close`."""
+        """The arena after the last pass, ``[arena]``, float32 or float16; valid until `close`."""
         address = self._library.sdk_arena(self._open())
         kind = ctypes.c_uint16 if self._half else ctypes.c_float
         pointer = ctypes.cast(address, ctypes.POINTER(kind))

@@ -253,7 +253,11 @@ def plan_arena(
                 image = height * width * lanes
                 layouts[name] = _Layout(0, width * lanes, image)
             spans[name] = (step, step)
-    sizes = {name: (shapes[name][0] * layouts[name].channel_stride, *spans[name]) for name in halos}
+    # Shifted copies read a little before an image: a line of its own, that nothing else writes.
+    sizes = {
+        name: (LINE + shapes[name][0] * layouts[name].channel_stride, *spans[name])
+        for name in halos
+    }
     for stage in stages:
         if stage.contexts > 0:
             numbers = _round_up(stage.contexts * FLOAT_BYTES // number_bytes)
@@ -266,7 +270,7 @@ def plan_arena(
         placements[name] = Placement(
             shape=shape,
             halo=halos[owner],
-            offset=buffers[owner].start + channel * layout.channel_stride + layout.lead,
+            offset=buffers[owner].start + LINE + channel * layout.channel_stride + layout.lead,
             channel_stride=layout.channel_stride,
             row_stride=layout.row_stride,
             lead=layout.lead,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sparse_ddpm_kernels import HALF, POISON, PROFILE, Executor, KernelError, Kind, Op, Tensor
+from sparse_ddpm_kernels import BF16, HALF, POISON, PROFILE, Executor, KernelError, Kind, Op, Tensor
 from sparse_ddpm_kernels.binding import NativeBlock, NativeWeight
 
 from sparse_ddpm.engine.arena import Placement, contexts_of, taps_of
@@ -30,6 +31,7 @@ from sparse_ddpm.program import (
 )
 
 MAX_THREADS = 1_024
+PRECISION = MappingProxyType({"float32": 0, "float16": HALF, "bfloat16": HALF | BF16})
 TABLE_ROWS = 256
 """Steps whose float64 table is held at once."""
 
@@ -44,8 +46,8 @@ def default_threads() -> int:
 class CpuEngine(Engine):
     """Runs a Program with the C++ kernels.
 
-    ``dtype``: of activations in memory. Arithmetic, weights, input and output are float32 with
-    either; float16 rounds each value to 11 bits and holds at most 65504 (beyond is infinity).
+    ``dtype``: see `sparse_ddpm.engine.plan.DTYPES`; input and output are always float32. A
+    float16 has 11 bits and is at most 65504; what is more becomes infinity.
     ``threads``: default all cores this process may use, the caller's own included.
     ``keep_all``: give every value memory of its own. ``group``: the G of every convolution's
     panels (default: the plan chooses). ``profile``: see `timings`.
@@ -88,7 +90,7 @@ class CpuEngine(Engine):
                 arena=self.plan.arena.size,
                 lanes=self.plan.lanes,
                 threads=threads,
-                flags=poison | (PROFILE if profile else 0) | (HALF if dtype == "float16" else 0),
+                flags=poison | (PROFILE if profile else 0) | PRECISION[dtype],
             )
         except KernelError as error:
             raise EngineError(str(error)) from error

@@ -14,13 +14,31 @@ from numpy.typing import NDArray
 
 from sparse_ddpm.formats import Matrix
 
-ENTRY_COST: Mapping[int, float] = MappingProxyType({1: 2.1, 2: 2.3, 4: 4.3, 8: 8.4, 16: 16.9})
+GROUPS = (1, 2, 4, 8, 16)
+
+Costs = Mapping[int, float]
 """Time of one panel entry over one vector of pixels by G, in multiply-adds of a vector.
 
-G = 1 waits for the cache, as each loaded pixel is used once, and G = 2 hides one more multiply-add
-in the same wait; larger panels run at one multiply-add each. Measured on one core with AVX-512:
-52 to 65, 93 to 108, 108 to 129, 98 to 115 and 97 to 116 GFLOP/s.
+G = 1 waits for the L2 cache, as each loaded pixel is used once, and G = 2 hides one more
+multiply-add in the same wait. Wide panels pay for the small tiles that their sums leave room for.
 """
+
+
+def _costs(*cost: float) -> Costs:
+    return MappingProxyType(dict(zip(GROUPS, cost, strict=True)))
+
+
+FLOAT32_COSTS = _costs(2.1, 2.3, 4.3, 8.5, 18.4)
+
+ENTRY_COSTS: Mapping[str, tuple[Costs, Costs]] = MappingProxyType(
+    {
+        "float32": (FLOAT32_COSTS, _costs(2.2, 2.4, 4.5, 9.0, 16.6)),
+        "float16": (_costs(1.95, 2.6, 4.6, 8.7, 17.8), _costs(1.95, 2.6, 4.9, 9.6, 16.6)),
+        "bfloat16": (_costs(1.95, 2.6, 4.6, 6.5, 13.5), _costs(1.95, 2.6, 4.9, 6.0, 12.5)),
+    }
+)
+"""By precision: with one image in a pass, and with a vector of them. Measured on one core with
+AVX-512 (benchmarks/test_convolution.py)."""
 
 PANEL_COST = 4.0
 """Time to start and to store one panel, in the same unit."""
@@ -79,17 +97,19 @@ def make_panels(weight: Matrix, group: int) -> Panels:
     )
 
 
-def choose_group(weight: Matrix, forced: int | None = None) -> GroupChoice:
+def choose_group(
+    weight: Matrix, forced: int | None = None, entry_costs: Costs = FLOAT32_COSTS
+) -> GroupChoice:
     """The G of least estimated time: shared columns save loads, filled-in zeros cost arithmetic.
 
-    ``forced``: a G of `ENTRY_COST` to use whatever its time.
+    ``forced``: one of `GROUPS` to use whatever its time.
     """
     stored = weight.stored()
     rows, columns = stored.shape
     density = weight.nnz / max(rows * columns, 1)
     entries: dict[int, int] = {}
     costs: dict[int, float] = {}
-    for group, cost in ENTRY_COST.items():
+    for group, cost in entry_costs.items():
         if group > max(rows, 1) and group != forced:
             continue
         union = _union(stored, group)

@@ -8,13 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparse_ddpm.engine.arena import LINE, Arena, Placement, lanes_for, plan_arena, taps_of
 from sparse_ddpm.engine.fuse import LinearBlock, fuse
-from sparse_ddpm.engine.panels import ENTRY_COST, GroupChoice, Panels, choose_group, make_panels
+from sparse_ddpm.engine.panels import (
+    ENTRY_COSTS,
+    GROUPS,
+    GroupChoice,
+    Panels,
+    choose_group,
+    make_panels,
+)
 from sparse_ddpm.errors import EngineError, expected
 from sparse_ddpm.program import (
     Add,
@@ -31,8 +39,12 @@ from sparse_ddpm.program import (
 )
 from sparse_ddpm.program.program import Shape
 
-DTYPES = ("float32", "float16")
-"""Of activations in memory. Arithmetic and weights are float32 with either."""
+DTYPES: Mapping[str, int] = MappingProxyType({"float32": 4, "float16": 2, "bfloat16": 2})
+"""Precisions and the bytes of an activation in memory.
+
+float32: everything. float16: activations are stored as float16, all arithmetic is float32.
+bfloat16: so too, but panels of 8 and 16 channels multiply in bfloat16 and add in float32.
+"""
 
 MAX_OFFSET = 2**31 - 1
 
@@ -82,7 +94,7 @@ class Plan:
     @property
     def arena_bytes(self) -> int:
         """Bytes of all activations together."""
-        return np.dtype(self.dtype).itemsize * self.arena.size
+        return DTYPES[self.dtype] * self.arena.size
 
     @property
     def flops(self) -> int:
@@ -144,19 +156,20 @@ def make_plan(
         raise EngineError(
             expected("dtype of the cpu engine", f"one of {', '.join(DTYPES)}", repr(dtype))
         )
-    if group is not None and group not in ENTRY_COST:
-        raise EngineError(expected("group", f"one of {', '.join(map(str, ENTRY_COST))}", group))
+    if group is not None and group not in GROUPS:
+        raise EngineError(expected("group", f"one of {', '.join(map(str, GROUPS))}", group))
     lanes = lanes_for(batch)
     blocks, reasons = ({}, {}) if keep_all else fuse(program, lanes, group)
     inside = {name for block in blocks.values() for name in block.inside}
     convs = [op for op in program.operations if isinstance(op, Conv) and op.out not in inside]
-    groups = {op.out: choose_group(op.weight, group) for op in convs}
+    costs = ENTRY_COSTS[dtype][lanes > 1]
+    groups = {op.out: choose_group(op.weight, group, costs) for op in convs}
     tapped = {
         op.out: copies
         for op in convs
         if (copies := _choose_taps(op, groups[op.out].group, lanes, program.shapes[op.out]))
     }
-    arena = plan_arena(program, lanes, keep_all, tapped, blocks, np.dtype(dtype).itemsize)
+    arena = plan_arena(program, lanes, keep_all, tapped, blocks, DTYPES[dtype])
     steps = tuple(
         _block_step(blocks[op.out], program)
         if op.out in blocks

@@ -22,6 +22,32 @@ constexpr int tile_limit(int group) {
 // a run and of the number of runs, not with the root of all entries.
 constexpr int64_t kEntryRun = 256;
 
+// The sums of one panel, plus the residual, on their way to memory.
+template <int Group, int Rows, int Vectors, class Real>
+SDK_INLINE void store_tile(const TileArguments &t, int64_t panel,
+                           const Vec (&sum)[Group][Rows][Vectors]) {
+#pragma GCC unroll 16
+  for (int g = 0; g < Group; ++g) {
+    const int64_t channel = t.slot[panel * t.group + t.part + g];
+    if (channel < 0) continue;
+    Real *out = static_cast<Real *>(t.out) + channel * t.out_channel;
+    if (t.residual != nullptr) {
+      const Real *residual = static_cast<const Real *>(t.residual) + channel * t.residual_channel;
+#pragma GCC unroll 16
+      for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 16
+        for (int v = 0; v < Vectors; ++v)
+          store(out + r * t.out_row + v * kVector,
+                sum[g][r][v] + load(residual + r * t.residual_row + v * kVector));
+    } else {
+#pragma GCC unroll 16
+      for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 16
+        for (int v = 0; v < Vectors; ++v) store(out + r * t.out_row + v * kVector, sum[g][r][v]);
+    }
+  }
+}
+
 // Rows x Vectors of pixels by Group channels, stored as Real. With few accumulators, Split independent sums of
 // every Split-th entry hide the latency of the multiply-add.
 template <int Group, int Rows, int Vectors, class Real>
@@ -111,26 +137,76 @@ void conv_tile(const TileArguments &t) {
 #pragma GCC unroll 16
           for (int v = 0; v < Vectors; ++v) sum[0][g][r][v] += aside[g][r][v];
     }
+    store_tile<Group, Rows, Vectors, Real>(t, panel, sum[0]);
+  }
+}
+
+#if defined(SDK_DOT)
+constexpr int kDotGroup = 8;  // below, making pairs costs more than they save
+
+// The two images of a pair of entries as pairs of neighbouring bfloat16.
+template <class Real>
+SDK_INLINE __m512bh pair_up(const Real *first, const Real *second, __m512i order) {
+  const __m512bh both = _mm512_maskz_cvtne2ps_pbh(~(__mmask32)0, (__m512)load(second),
+                                                  (__m512)load(first));
+  return (__m512bh)_mm512_maskz_permutexvar_epi16(~(__mmask32)0, order, (__m512i)both);
+}
+
+// As conv_tile, on pairs of entries: t.panel_ptr counts pairs, t.offset has two for each, t.value
+// two bfloat16 for each and channel. Products are exact, sums are float.
+template <int Group, int Rows, int Vectors, class Real>
+void dot_tile(const TileArguments &t) {
+  alignas(64) static constexpr uint16_t kOrder[32] = {
+      0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+      8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  const __m512i order = _mm512_load_si512(kOrder);
+  const Real *base = static_cast<const Real *>(t.x);
+  const int64_t x_row = t.x_row;
+  const int group = t.group;
+  for (int64_t panel = t.first; panel < t.last; ++panel) {
+    Vec sum[Group][Rows][Vectors];
 #pragma GCC unroll 16
-    for (int g = 0; g < Group; ++g) {
-      const int64_t channel = t.slot[panel * group + t.part + g];
-      if (channel < 0) continue;
-      Real *out = static_cast<Real *>(t.out) + channel * t.out_channel;
-      if (t.residual != nullptr) {
-        const Real *residual =
-            static_cast<const Real *>(t.residual) + channel * t.residual_channel;
+    for (int g = 0; g < Group; ++g)
+#pragma GCC unroll 16
+      for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 16
+        for (int v = 0; v < Vectors; ++v) sum[g][r][v] = splat(t.bias[panel * group + t.part + g]);
+    const int64_t begin = t.panel_ptr[panel], end = t.panel_ptr[panel + 1];
+    const float *value = t.value + begin * group + t.part;
+    for (int64_t k = begin; k < end; ++k, value += group) {
+      const Real *first = base + t.offset[2 * k], *second = base + t.offset[2 * k + 1];
+      __m512bh pixels[Rows][Vectors];
+#pragma GCC unroll 16
+      for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 16
+        for (int v = 0; v < Vectors; ++v)
+          pixels[r][v] = pair_up(first + r * x_row + v * kVector,
+                                 second + r * x_row + v * kVector, order);
+#pragma GCC unroll 16
+      for (int g = 0; g < Group; ++g) {
+        const __m512bh weight = (__m512bh)(__m512)splat(value[g]);
 #pragma GCC unroll 16
         for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 16
           for (int v = 0; v < Vectors; ++v)
-            sum[0][g][r][v] += load(residual + r * t.residual_row + v * kVector);
+            sum[g][r][v] = (Vec)_mm512_dpbf16_ps((__m512)sum[g][r][v], pixels[r][v], weight);
       }
-#pragma GCC unroll 16
-      for (int r = 0; r < Rows; ++r)
-#pragma GCC unroll 16
-        for (int v = 0; v < Vectors; ++v) store(out + r * t.out_row + v * kVector, sum[0][g][r][v]);
     }
+    store_tile<Group, Rows, Vectors, Real>(t, panel, sum);
   }
+}
+#else
+constexpr int kDotGroup = 0;
+#endif
+
+// The kernel of a tile. Scratch that holds floats is never read in pairs.
+template <int Group, int Rows, int Vectors, class Stored>
+constexpr TileFunction tile_of() {
+#if defined(SDK_DOT)
+  if constexpr (Group >= kDotGroup && sizeof(Stored) == sizeof(Real))
+    return &dot_tile<Group, Rows, Vectors, Stored>;
+#endif
+  return &conv_tile<Group, Rows, Vectors, Stored>;
 }
 
 template <int Group, int Rows, int Vectors, class Real>
@@ -138,7 +214,7 @@ TileFunction pick_vectors(int vectors) {
   if constexpr (Vectors == 0) {
     return nullptr;
   } else {
-    return vectors == Vectors ? &conv_tile<Group, Rows, Vectors, Real>
+    return vectors == Vectors ? tile_of<Group, Rows, Vectors, Real>()
                               : pick_vectors<Group, Rows, Vectors - 1, Real>(vectors);
   }
 }

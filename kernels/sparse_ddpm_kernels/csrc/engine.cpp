@@ -64,7 +64,18 @@ uint32_t supported() {
 #endif
 }
 
-const Kernels &kernels_of(int isa, bool half) {
+bool multiplies_pairs() {
+#if defined(SDK_X86_KERNELS)
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
+const Kernels &kernels_of(int isa, bool half, bool pairs) {
+  if (pairs && !(half && isa == SDK_AVX512 && multiplies_pairs()))
+    throw std::invalid_argument("bfloat16 products need halves and AVX512-BF16");
 #if defined(SDK_NEON_KERNELS)
   if (isa == SDK_NEON) return half ? neon_half_kernels : neon_kernels;
 #else
@@ -74,6 +85,7 @@ const Kernels &kernels_of(int isa, bool half) {
 #endif
 #if defined(SDK_X86_KERNELS)
   if (isa == SDK_AVX2) return half ? avx2_half_kernels : avx2_kernels;
+  if (isa == SDK_AVX512 && pairs) return avx512_dot_kernels;
   if (isa == SDK_AVX512) return half ? avx512_half_kernels : avx512_kernels;
 #endif
   throw std::invalid_argument("no such instruction set");
@@ -101,8 +113,37 @@ sdk_weight copied(sdk_weight w, std::vector<Floats> &store, int64_t &bytes) {
   return w;
 }
 
-// Floats before and after the arena that taps may read.
-constexpr int64_t kPad = 16;
+// Panels whose entries go in pairs, an odd one with a weight of 0: offsets of both, and for each
+// channel the bits of two bfloat16, the first in the lower half.
+struct Pairs {
+  std::vector<int64_t> panel_ptr{0};
+  std::vector<int32_t> offset;
+  std::vector<uint32_t> value;
+};
+
+// To the nearest, ties to even.
+uint32_t bfloat16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+Pairs make_pairs(const sdk_op &op) {
+  Pairs made;
+  for (int64_t panel = 0; panel < op.panels; ++panel) {
+    const int64_t end = op.panel_ptr[panel + 1];
+    for (int64_t k = op.panel_ptr[panel]; k < end; k += 2) {
+      const bool two = k + 1 < end;
+      made.offset.push_back(op.offset[k]);
+      made.offset.push_back(op.offset[two ? k + 1 : k]);
+      for (int32_t g = 0; g < op.group; ++g)
+        made.value.push_back(bfloat16(op.value[k * op.group + g]) |
+                             (two ? bfloat16(op.value[(k + 1) * op.group + g]) << 16 : 0));
+    }
+    made.panel_ptr.push_back(static_cast<int64_t>(made.offset.size()) / 2);
+  }
+  return made;
+}
 
 // Channels whose halo one unit of work clears.
 constexpr int64_t kHaloChannels = 8;
@@ -171,11 +212,11 @@ sdk_engine::sdk_engine(const sdk_program &program) : flags(program.flags) {
   if (isa >= SDK_ISAS || !(supported() >> isa & 1))
     throw std::invalid_argument("this machine lacks the instruction set that was asked for");
   const bool half = flags & SDK_HALF;
-  kernels = &kernels_of(isa, half);
+  kernels = &kernels_of(isa, half, flags & SDK_BF16);
   // Of halves two fill a float.
-  arena_floats = (half ? (program.arena + 1) / 2 : program.arena) + 2 * kPad;
+  arena_floats = (half ? (program.arena + 1) / 2 : program.arena);
   arena = allocate(arena_floats);
-  step.arena = arena.get() + kPad;
+  step.arena = arena.get();
   step.lanes = program.lanes;
   const auto count = static_cast<size_t>(program.ops);
   operations.resize(count);
@@ -193,9 +234,18 @@ sdk_engine::sdk_engine(const sdk_program &program) : flags(program.flags) {
     if (op.is.kind == SDK_STORE) output_floats = image_floats(op.is.x);
     if (op.is.kind == SDK_CONV) {
       const int64_t slots = op.is.panels * op.is.group, entries = op.is.panel_ptr[op.is.panels];
-      op.is.panel_ptr = copied(op.is.panel_ptr, op.is.panels + 1, stored, bytes);
-      op.is.offset = copied(op.is.offset, entries, stored, bytes);
-      op.is.value = copied(op.is.value, entries * op.is.group, stored, bytes);
+      if (kernels->dot_group > 0 && op.is.group >= kernels->dot_group) {
+        const Pairs pairs = make_pairs(op.is);
+        const auto pair_count = static_cast<int64_t>(pairs.value.size());
+        op.is.panel_ptr = copied(pairs.panel_ptr.data(), op.is.panels + 1, stored, bytes);
+        op.is.offset = copied(pairs.offset.data(), 2 * (pair_count / op.is.group), stored, bytes);
+        op.is.value = copied(reinterpret_cast<const float *>(pairs.value.data()), pair_count, stored,
+                             bytes);
+      } else {
+        op.is.panel_ptr = copied(op.is.panel_ptr, op.is.panels + 1, stored, bytes);
+        op.is.offset = copied(op.is.offset, entries, stored, bytes);
+        op.is.value = copied(op.is.value, entries * op.is.group, stored, bytes);
+      }
       op.is.slot = copied(op.is.slot, slots, stored, bytes);
       std::vector<float> bias(static_cast<size_t>(slots));
       for (int64_t s = 0; s < slots; ++s)
@@ -287,6 +337,7 @@ void sdk_engine::run(const float *x, float *out, const float *row, int64_t image
 int32_t sdk_abi(void) { return SDK_ABI; }
 int64_t sdk_op_size(void) { return sizeof(sdk_op); }
 uint32_t sdk_isas(void) { return supported(); }
+int32_t sdk_dot(void) { return multiplies_pairs(); }
 
 sdk_engine *sdk_create(const sdk_program *program, char *error, int64_t size) {
   const auto fail = [&](const char *what) -> sdk_engine * {

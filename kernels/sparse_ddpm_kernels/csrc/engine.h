@@ -55,6 +55,7 @@ enum sdk_isa { SDK_BASELINE = 0, SDK_AVX2 = 1, SDK_AVX512 = 2, SDK_NEON = 3, SDK
 #define SDK_POISON 1  /* fill arena and scratch with NaN before every run */
 #define SDK_PROFILE 2 /* keep the time of every operation, see sdk_seconds */
 #define SDK_HALF 4    /* store activations as IEEE halves: two bytes for every float of the arena */
+#define SDK_BF16 8    /* with SDK_HALF: products of panels of 8 and 16 in bfloat16, see sdk_dot */
 
 /* A tensor in the arena; all strides and offsets in floats. channels = 0: absent. */
 typedef struct {
@@ -114,7 +115,8 @@ typedef struct {
  * size * size copies of each channel, out[(c * size + r) * size + s] = x[c] with its rows shifted by
  * r - size / 2 too. Pixels from outside the image are zeros, and so is all of a channel of `out`
  * before its first and after its last pixel; between its rows lies nothing. What a convolution
- * reads there lies at whole vectors as far as rows (or images) are such.
+ * reads there lies at whole vectors as far as rows (or images) are such. Up to 15 floats before the
+ * first channel of x are read (and dropped): nothing else may write them meanwhile.
  *
  * Convolution: panels of `group` output channels (1, 2, 4, 8 or 16) that share their columns.
  * Entry k of panel p, panel_ptr[p] <= k < panel_ptr[p + 1], adds
@@ -166,6 +168,9 @@ SDK_API int32_t sdk_abi(void);
 SDK_API int64_t sdk_op_size(void);
 /* Bit i is set when sdk_isa i is compiled in and this machine has it. */
 SDK_API uint32_t sdk_isas(void);
+
+/* Whether this machine multiplies bfloat16 in pairs: SDK_BF16 needs it, and SDK_AVX512. */
+SDK_API int32_t sdk_dot(void);
 
 /* A handle, or null with a message in error[size]. Copies every array it is given. Starts
  * threads - 1 threads, which sleep between runs. */

@@ -71,6 +71,7 @@ using Function = void (*)(const Operation &, int64_t unit, float *scratch);
 struct Kernels {
   int32_t vector;           // floats
   int32_t max_group;        // larger panels are computed in parts of this many channels
+  int32_t dot_group;        // panels of so many channels or more are read in pairs; 0: none are
   int32_t tile_limit[5];    // vectors of pixels a tile may have, for G = 1, 2, 4, 8, 16
   TileFunction (*tile)(int32_t group, int32_t rows, int32_t vectors);
   int64_t (*units)(const Operation &);
@@ -81,5 +82,7 @@ struct Kernels {
 extern const Kernels baseline_kernels, avx2_kernels, avx512_kernels, neon_kernels;
 // The same on activations that are stored as halves.
 extern const Kernels avx2_half_kernels, avx512_half_kernels, neon_half_kernels;
+// And the products of large panels in bfloat16.
+extern const Kernels avx512_dot_kernels;
 
 }  // namespace sdk
