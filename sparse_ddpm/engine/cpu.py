@@ -98,7 +98,8 @@ class CpuEngine(Engine):
     @property
     def description(self) -> str:
         plural = "" if self.threads == 1 else "s"
-        return f"cpu {self._executor.isa}, {self.threads} thread{plural}, {self.dtype}"
+        precision = "" if self.dtype == "float32" else f", {self.dtype}"
+        return f"cpu {self._executor.isa}, {self.threads} thread{plural}{precision}"
 
     def set_schedule(self, timesteps: NDArray[Any]) -> None:
         t = check_timesteps(timesteps)
