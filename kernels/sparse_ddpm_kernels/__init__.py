@@ -13,7 +13,9 @@ from sparse_ddpm_kernels.binding import (
     Kind,
     Op,
     Tensor,
+    available_flags,
     available_isas,
+    default_isa,
     load,
 )
 from sparse_ddpm_kernels.executor import Executor
@@ -29,6 +31,8 @@ __all__ = [
     "Kind",
     "Op",
     "Tensor",
+    "available_flags",
     "available_isas",
+    "default_isa",
     "load",
 ]

@@ -180,6 +180,7 @@ def _load(path: Path) -> ctypes.CDLL:
             "install sparse-ddpm again."
         )
     library.sdk_isas.restype = ctypes.c_uint32
+    library.sdk_dot.restype = ctypes.c_int32
     library.sdk_create.restype = ctypes.c_void_p
     library.sdk_create.argtypes = (
         ctypes.POINTER(NativeProgram),
@@ -217,3 +218,16 @@ def chosen_isa() -> int:
             f"SPARSE_DDPM_ISA: expected one of {', '.join(available)}, got {name!r}, which {known}."
         )
     return ISAS.index(name)
+
+
+def default_isa() -> str:
+    """The instruction set that an `Executor` would take."""
+    forced = chosen_isa()
+    return ISAS[forced] if forced >= 0 else available_isas()[-1]
+
+
+def available_flags() -> int:
+    """Those of `HALF` and `BF16` that `default_isa` has on this machine."""
+    isa = default_isa()
+    half = HALF if isa != "baseline" else 0
+    return half | (BF16 if isa == "avx512" and load().sdk_dot() else 0)

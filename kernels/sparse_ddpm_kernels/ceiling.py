@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 
-from sparse_ddpm_kernels.binding import ISAS, KernelError, available_isas, chosen_isa, load
+from sparse_ddpm_kernels.binding import ISAS, KernelError, available_isas, default_isa, load
 
 TRIES, SECONDS = 100, 0.004
 """The best of so many tries, each shorter than the turn that another process takes on a core, so
@@ -57,12 +57,6 @@ def _function(name: str, *arguments: type) -> Callable[..., float]:
     function.restype, function.argtypes = ctypes.c_double, arguments
     found: Callable[..., float] = function
     return found
-
-
-def default_isa() -> str:
-    """The instruction set that an `Executor` would take."""
-    forced = chosen_isa()
-    return ISAS[forced] if forced >= 0 else available_isas()[-1]
 
 
 def _index(isa: str | None) -> int:

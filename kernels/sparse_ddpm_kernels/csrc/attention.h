@@ -1,8 +1,8 @@
 // Softmax attention and linear attention over the pixels of one head.
 //
-// The lanes of a vector are images where there are enough of them ("by image": one vector a pixel),
-// else neighbouring pixels of one image ("planar"). Where the tensors cannot be read as such
-// vectors in place, one image and head is copied into scratch and back.
+// The lanes of a vector are images, one vector a pixel, or neighbouring pixels of one image
+// ("planar"). Where the tensors cannot be read as such vectors of floats in place, a head is copied
+// into scratch and back.
 #pragma once
 
 #include "real.h"
@@ -195,25 +195,25 @@ SDK_INLINE bool contiguous(const sdk_tensor &t, int64_t lanes) {
 // Whether the vectors can be read and written in place: as floats.
 SDK_INLINE bool in_place(const Operation &op) {
   const int64_t lanes = op.step->lanes, pixels = (int64_t)op.is.x.height * op.is.x.width;
-  return sizeof(Real) == sizeof(float) && contiguous(op.is.x, lanes) && contiguous(op.is.out, lanes) &&
-         (lanes == 1 ? pixels % kVector == 0 : lanes % kVector == 0);
+  return sizeof(Real) == sizeof(float) && contiguous(op.is.x, lanes) &&
+         contiguous(op.is.out, lanes) && (lanes > 1 || pixels % kVector == 0);
 }
 
 SDK_INLINE int64_t head_slices(const Operation &op) {
-  const int64_t lanes = op.step->lanes;
-  return lanes > 1 && in_place(op) ? lanes / kVector : lanes;
+  return op.step->lanes == 1 ? 1 : op.step->lanes / kVector;
 }
 
 int64_t attention_units(const Operation &op) { return op.is.heads * head_slices(op); }
 
-SDK_INLINE int64_t head_floats(const Operation &op) {
+// Vectors of one channel of a head.
+SDK_INLINE int64_t head_vectors(const Operation &op) {
   const int64_t pixels = (int64_t)op.is.x.height * op.is.x.width;
-  return op.is.dim_head * ((pixels + kVector - 1) / kVector * kVector);
+  return op.step->lanes == 1 ? (pixels + kVector - 1) / kVector : pixels;
 }
 
 // Floats of a copied head: q, k, v and out.
 SDK_INLINE int64_t copied_floats(const Operation &op) {
-  return in_place(op) ? 0 : 4 * head_floats(op);
+  return in_place(op) ? 0 : 4 * op.is.dim_head * head_vectors(op) * kVector;
 }
 
 int64_t softmax_scratch(const Operation &op) {
@@ -225,60 +225,68 @@ int64_t linear_scratch(const Operation &op) {
   return copied_floats(op) + depth * (kRun + depth + 2) * kVector;
 }
 
+// One channel from the arena to scratch, or back: do(in scratch, in the arena, lanes) for each of
+// its vectors, which begin a row where they are of one image.
+template <class Number, class Do>
+SDK_INLINE void channel_vectors(const Operation &op, const sdk_tensor &t, float *scratch,
+                                Number *arena, Do move) {
+  const int64_t lanes = op.step->lanes;
+  for (int64_t h = 0; h < t.height; ++h, arena += t.row_stride) {
+    if (lanes == 1) {
+      for (int64_t w = 0; w < t.width; w += kVector)
+        move(scratch + h * t.width + w, arena + w, t.width - w < kVector ? t.width - w : kVector);
+    } else {
+      for (int64_t w = 0; w < t.width; ++w)
+        move(scratch + (h * t.width + w) * kVector, arena + w * lanes, (int64_t)kVector);
+    }
+  }
+}
+
 // Unit: a head of a slice of the images.
 template <void (*Compute)(const Head &, float *)>
 void attention(const Operation &op, int64_t unit, float *scratch) {
   const sdk_tensor &x = op.is.x, &out = op.is.out;
-  const int64_t lanes = op.step->lanes, slices = head_slices(op);
+  const int64_t slices = head_slices(op);
   const int64_t first = unit / slices, slice = unit % slices;  // head, then images
   const int64_t depth = op.is.dim_head, hidden = op.is.heads * depth;
-  const int64_t pixels = (int64_t)x.height * x.width;
   Head head = {};
-  head.pixels = pixels;
+  head.pixels = (int64_t)x.height * x.width;
   head.depth = depth;
+  head.planar = op.step->lanes == 1;
+  head.vectors = head_vectors(op);
+  const Real *from = arena_of(op) + x.offset + first * depth * x.channel_stride + slice * kVector;
+  Real *to = arena_of(op) + out.offset + first * depth * out.channel_stride + slice * kVector;
   if (in_place(op)) {
-    head.planar = lanes == 1;
-    head.step = head.planar ? kVector : lanes;
-    head.vectors = head.planar ? pixels / kVector : pixels;
+    head.step = head.planar ? kVector : op.step->lanes;
     head.in = x.channel_stride;
     head.result = out.channel_stride;
-    const int64_t shift = head.planar ? 0 : slice * kVector;
-    float *arena = static_cast<float *>(op.step->arena);
-    head.q = arena + x.offset + first * depth * x.channel_stride + shift;
+    head.q = reinterpret_cast<const float *>(from);
     head.k = head.q + hidden * x.channel_stride;
     head.v = head.k + hidden * x.channel_stride;
-    head.out = arena + out.offset + first * depth * out.channel_stride + shift;
+    head.out = reinterpret_cast<float *>(to);
     return Compute(head, scratch);
   }
-  head.planar = true;
   head.step = kVector;
-  head.vectors = (pixels + kVector - 1) / kVector;
   head.in = head.result = head.vectors * kVector;
   float *copy[4];
-  for (int i = 0; i < 4; ++i) copy[i] = scratch + i * head_floats(op);
+  for (int i = 0; i < 4; ++i) copy[i] = scratch + i * depth * head.in;
   for (int i = 0; i < 3; ++i)
     for (int64_t d = 0; d < depth; ++d) {
-      float *to = copy[i] + d * head.in;
-      const Real *from = arena_of(op) + x.offset +
-                          (i * hidden + first * depth + d) * x.channel_stride + slice;
-      for (int64_t h = 0; h < x.height; ++h)
-        for (int64_t w = 0; w < x.width; ++w)
-          to[h * x.width + w] = number(from[h * x.row_stride + w * lanes]);
+      float *channel = copy[i] + d * head.in;
+      channel_vectors(op, x, channel, from + (i * hidden + d) * x.channel_stride,
+                      [](float *a, const Real *b, int64_t n) { store(a, load(b, n), n); });
       // Past the image: keys that weigh nothing, and no values.
-      for (int64_t p = pixels; p < head.in; ++p) to[p] = i == 1 ? -__builtin_inff() : 0.0f;
+      for (int64_t p = head.pixels; head.planar && p < head.in; ++p)
+        channel[p] = i == 1 ? -__builtin_inff() : 0.0f;
     }
   head.q = copy[0];
   head.k = copy[1];
   head.v = copy[2];
   head.out = copy[3];
   Compute(head, scratch + copied_floats(op));
-  for (int64_t d = 0; d < depth; ++d) {
-    const float *from = copy[3] + d * head.result;
-    Real *to = arena_of(op) + out.offset + (first * depth + d) * out.channel_stride + slice;
-    for (int64_t h = 0; h < out.height; ++h)
-      for (int64_t w = 0; w < out.width; ++w)
-        set_number(to + h * out.row_stride + w * lanes, from[h * out.width + w]);
-  }
+  for (int64_t d = 0; d < depth; ++d)
+    channel_vectors(op, out, copy[3] + d * head.result, to + d * out.channel_stride,
+                    [](const float *a, Real *b, int64_t n) { store(b, load(a, n), n); });
 }
 
 }  // namespace

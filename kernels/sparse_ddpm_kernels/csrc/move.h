@@ -15,28 +15,47 @@ int64_t out_channels(const Operation &op) { return op.is.out.channels; }
 // A channel of the input into lanes; lanes past the images hold zeros.
 void load_input(const Operation &op, int64_t c, float *) {
   const sdk_tensor &out = op.is.out;
-  const int64_t lanes = op.step->lanes, images = op.step->images;
-  const int64_t width = out.width, height = out.height;
-  for (int64_t h = 0; h < height; ++h) {
+  const int64_t lanes = op.step->lanes, images = op.step->images, width = out.width;
+  const int64_t image = (int64_t)out.channels * out.height * width;
+  for (int64_t h = 0; h < out.height; ++h) {
+    const float *from = op.step->input + (c * out.height + h) * width;
     Real *to = pixel_row(op, out, c, h);
-    for (int64_t n = 0; n < images; ++n) {
-      const float *from = op.step->input + ((n * out.channels + c) * height + h) * width;
-      for (int64_t w = 0; w < width; ++w) set_number(to + w * lanes + n, from[w]);
+    if (lanes == 1) {
+      for (int64_t w = 0; w < width; w += kVector) {
+        const int64_t n = width - w < kVector ? width - w : kVector;
+        store(to + w, load(from + w, n), n);
+      }
+      continue;
     }
-    for (int64_t n = images; n < lanes; ++n)
-      for (int64_t w = 0; w < width; ++w) to[w * lanes + n] = Real{};
+    for (int64_t w = 0; w < width; ++w)
+      for (int64_t n = 0; n < lanes; n += kVector) {
+        float pixel[kVector] = {};
+        for (int64_t i = 0; i < kVector && n + i < images; ++i) pixel[i] = from[(n + i) * image + w];
+        store(to + w * lanes + n, load(pixel));
+      }
   }
 }
 
 void store_output(const Operation &op, int64_t c, float *) {
   const sdk_tensor &x = op.is.x;
-  const int64_t lanes = op.step->lanes, images = op.step->images;
+  const int64_t lanes = op.step->lanes, images = op.step->images, width = x.width;
+  const int64_t image = (int64_t)x.channels * x.height * width;
   for (int64_t h = 0; h < x.height; ++h) {
     const Real *from = pixel_row(op, x, c, h);
-    for (int64_t n = 0; n < images; ++n) {
-      float *to = op.step->output + ((n * x.channels + c) * x.height + h) * x.width;
-      for (int64_t w = 0; w < x.width; ++w) to[w] = number(from[w * lanes + n]);
+    float *to = op.step->output + (c * x.height + h) * width;
+    if (lanes == 1) {
+      for (int64_t w = 0; w < width; w += kVector) {
+        const int64_t n = width - w < kVector ? width - w : kVector;
+        store(to + w, load(from + w, n), n);
+      }
+      continue;
     }
+    for (int64_t w = 0; w < width; ++w)
+      for (int64_t n = 0; n < lanes; n += kVector) {
+        float pixel[kVector];
+        store(pixel, load(from + w * lanes + n));
+        for (int64_t i = 0; i < kVector && n + i < images; ++i) to[(n + i) * image + w] = pixel[i];
+      }
   }
 }
 

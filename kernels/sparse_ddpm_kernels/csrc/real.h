@@ -18,10 +18,8 @@ SDK_INLINE Real *arena_of(const Operation &op) { return static_cast<Real *>(op.s
 
 // One number, where there is no vector of them.
 SDK_INLINE float number(float x) { return x; }
-SDK_INLINE void set_number(float *to, float x) { *to = x; }
 #if defined(SDK_STORE_HALF)
 SDK_INLINE float number(Half x) { return load(&x, 1)[0]; }
-SDK_INLINE void set_number(Half *to, float x) { store(to, splat(x), 1); }
 #endif
 
 }  // namespace
