@@ -134,7 +134,7 @@ void norm_row(const Real *x, const Real *residual, Real *out, int64_t length, co
               const float *inverse, int64_t period, float a, float b) {
   const auto apply = [b](Vec v, Vec m, Vec scale) {
     v = (v - m) * scale + b;
-    return Silu ? silu(v) : v;
+    return Silu ? stored_silu(v) : v;
   };
   int64_t i = 0, at = 0;
   if (period == kVector) {
