@@ -22,15 +22,26 @@ DEFAULT_BATCH = 16
 class Sampler:
     """Draws images from a ticket. Engines are planned once per batch size and kept.
 
-    ``device``: ``auto``, ``cpu`` or ``numpy``; ``threads``: default all cores at hand. Close it,
-    or use it as a context manager, to end the engine's threads early.
+    ``device``: ``auto``, ``cpu`` or ``numpy``; ``threads``: default all cores at hand. ``dtype``,
+    of the cpu engine: ``float32``; ``float16``, which stores activations so and still computes in
+    float32; or ``bfloat16``, which also multiplies large blocks of weights so. Images are float32
+    or uint8 whatever it is. Close the sampler, or use it as a context manager, to end the engine's
+    threads early.
     """
 
-    def __init__(self, ticket: Ticket, *, device: str = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        ticket: Ticket,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        dtype: str = "float32",
+    ) -> None:
         self.ticket = ticket
         self.program = lower(ticket)
         self._device = device
         self._threads = threads
+        self._dtype = dtype
         self._engines: dict[int, Engine] = {}
 
     @classmethod
@@ -40,13 +51,14 @@ class Sampler:
         *,
         device: str = "auto",
         threads: int | None = None,
+        dtype: str = "float32",
     ) -> Sampler:
         """A sampler for the ticket at ``path``; without one, for the ticket that ships.
 
         Raises `TicketError` for a damaged file.
         """
         ticket = load_ticket(shipped_ticket_path() if path is None else path)
-        return cls(ticket, device=device, threads=threads)
+        return cls(ticket, device=device, threads=threads, dtype=dtype)
 
     def sample(
         self,
@@ -114,10 +126,14 @@ class Sampler:
         return images
 
     def engine(self, batch: int) -> Engine:
-        """The engine for ``batch`` images at once, planned on first use."""
+        """The engine for ``batch`` images at once, planned on first use. Raises `EngineError`."""
         if batch not in self._engines:
             self._engines[batch] = make_engine(
-                self.program, self._device, batch=batch, threads=self._threads
+                self.program,
+                self._device,
+                batch=batch,
+                threads=self._threads,
+                dtype=self._dtype,
             )
         return self._engines[batch]
 

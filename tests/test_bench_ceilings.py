@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from sparse_ddpm_kernels import KernelError, available_isas, ceiling
+from sparse_ddpm_kernels import KernelError, available_isas, ceiling, default_isa
 
 from sparse_ddpm.bench.ceilings import Ceilings, Level
 
@@ -33,9 +33,9 @@ def test_unknown_instruction_set() -> None:
 def test_forced_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
     first = available_isas()[0]
     monkeypatch.setenv("SPARSE_DDPM_ISA", first)
-    assert ceiling.default_isa() == first
+    assert default_isa() == first
     monkeypatch.delenv("SPARSE_DDPM_ISA")
-    assert ceiling.default_isa() == available_isas()[-1]
+    assert default_isa() == available_isas()[-1]
 
 
 def test_level_of_a_layer() -> None:

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sparse_ddpm_kernels import available_isas
 
 from sparse_ddpm.cli.bench import fraction, model_name
 from sparse_ddpm.cli.main import main
+from sparse_ddpm.engine.plan import DTYPES
+from sparse_ddpm.engine.precision import available_dtypes
 from sparse_ddpm.ticket import PRESETS, UNetConfig, save_ticket, synthetic_ticket
 
 TINY = UNetConfig(dim=8, dim_mults=(1, 2), channels=1, image_size=8, groups=4, heads=2, dim_head=4)
@@ -45,25 +48,42 @@ def test_json_beside_onnxruntime(capsys: Capture, path: str, tmp_path: Path) -> 
     assert result["model"] == "unet-8x1-2-1x8x8"
     assert result["sparsity"] == pytest.approx(0.75, abs=0.02)
     rows = {(row["engine"], row["dtype"], row["batch"]): row for row in result["results"]}
-    wanted = {(name, "float32", b) for name in ("sparse-ddpm", "onnxruntime") for b in (1, 3)}
-    assert set(rows) == wanted
-    for (_, _, batch), row in rows.items():
+    dtypes = available_dtypes()
+    engines = {*(("sparse-ddpm", dtype) for dtype in dtypes), ("onnxruntime", "float32")}
+    assert set(rows) == {(*engine, batch) for engine in engines for batch in (1, 3)}
+    for (_, dtype, batch), row in rows.items():
         assert 0 < row["min_ms"] <= row["p10_ms"] <= row["step_ms"] <= row["p90_ms"]
         # step_ms is rounded to 0.1 microseconds.
         assert row["images_per_s"] == pytest.approx(1e3 * batch / row["step_ms"], rel=0.02)
         assert row["peak_mib"] >= row["step_peak_mib"] > 1
-        assert 0 < row["error"] < 1e-5
+        assert 0 < row["error"] < (1e-5 if dtype == "float32" else 1e-2)
     for ratio in result["ratios"]:
-        times = [
-            rows[name, "float32", ratio["batch"]]["step_ms"]
-            for name in ("onnxruntime", "sparse-ddpm")
-        ]
-        assert ratio["vs_fastest_fp32_peer"] == pytest.approx(times[0] / times[1], rel=0.02)
-        assert ratio["vs_fastest_peer"] == ratio["vs_fastest_fp32_peer"]
+        batch = ratio["batch"]
+        peer = rows["onnxruntime", "float32", batch]["step_ms"]
+        mine = {dtype: rows["sparse-ddpm", dtype, batch]["step_ms"] for dtype in dtypes}
+        assert ratio["vs_fastest_fp32_peer"] == pytest.approx(peer / mine["float32"], rel=0.02)
+        assert ratio["vs_fastest_peer"] == pytest.approx(peer / min(mine.values()), rel=0.02)
         assert ratio["fastest_peer"] == "onnxruntime"
-    assert result["missing"] == result["failed"] == []
+        assert mine[ratio["our_dtype"]] == min(mine.values())
+    assert {row["dtype"] for row in result["missing"]} == set(DTYPES) - set(dtypes)
+    assert result["failed"] == []
     assert result["machine"]["cores"] >= 1
     assert "numpy" in result["versions"]
+
+
+def test_precisions_that_the_machine_lacks_are_missing(
+    capsys: Capture, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "baseline" not in available_isas():
+        pytest.skip("every machine of this kind has 16-bit floats")
+    monkeypatch.setenv("SPARSE_DDPM_ISA", "baseline")
+    result = bench(capsys, path, "--peers", "none", "--batch", "1", *QUICK)
+    assert [row["dtype"] for row in result["results"]] == ["float32"]
+    assert [row["dtype"] for row in result["missing"]] == ["float16", "bfloat16"]
+    assert "expected avx512 with AVX512-BF16, got baseline" in result["missing"][1]["reason"]
+    named = ("--dtype", "float32", "float16")
+    assert main(["bench", path, "--peers", "none", "--batch", "1", *QUICK, *named]) == 1
+    assert "sparse-ddpm float16    missing: dtype float16" in capsys.readouterr().out
 
 
 def test_table(capsys: Capture, path: str) -> None:

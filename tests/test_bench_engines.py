@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sparse_ddpm.bench.engines import PEERS, EngineSpec, Job, ours, select_peers
 from sparse_ddpm.bench.measure import relative_rms
 from sparse_ddpm.bench.source import folded_table, program_of
+from sparse_ddpm.engine.plan import DTYPES
 from sparse_ddpm.engine.reference import ReferenceEngine
 from sparse_ddpm.errors import ConfigError
 from sparse_ddpm.ticket import UNetConfig, save_ticket, synthetic_ticket
@@ -76,12 +77,16 @@ def test_openvino(job: Job, x: NDArray[np.float32]) -> None:
     agrees(runner, job, x, 1e-5)
 
 
-def test_ours(job: Job, x: NDArray[np.float32]) -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_ours(job: Job, x: NDArray[np.float32], dtype: str) -> None:
     from sparse_ddpm.bench.ours import build
 
-    runner = build(job, "float32")
+    reason = ours(dtype).missing()
+    if reason is not None:
+        pytest.skip(reason)
+    runner = build(job, dtype)
     assert runner.details["arena_bytes"] > 0
-    agrees(runner, job, x, 1e-5)
+    agrees(runner, job, x, ours(dtype).tolerance)
 
 
 def test_folded_table_has_a_factor_and_a_summand_for_each_modulated_channel(job: Job) -> None:
@@ -125,6 +130,11 @@ def test_missing_package_is_named_with_the_remedy() -> None:
     spec = EngineSpec("x", "float32", "ours:build", ("numpy", "no_such_package"))
     assert spec.missing() == 'no_such_package not installed: pip install ".[peers]"'
     assert ours("float32").missing() is None
+
+
+def test_the_errors_that_ours_may_have() -> None:
+    limits = {dtype: ours(dtype).tolerance for dtype in ("float32", "float16", "bfloat16")}
+    assert limits == {"float32": 1e-5, "float16": 1e-2, "bfloat16": 1e-2}
 
 
 def test_relative_rms() -> None:

@@ -60,7 +60,7 @@ def test_a_failed_a_missing_and_a_good_engine(path: Path) -> None:
 
 
 def test_a_wrong_engine_is_not_timed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(engines.TOLERANCES, "float32", 1e-12)  # type: ignore[arg-type]
+    monkeypatch.setitem(engines.OUR_TOLERANCES, "float32", 1e-12)  # type: ignore[arg-type]
     (found,) = benchmark(settings(path, ours("float32")))
     assert found.times is None
     assert found.problem is not None

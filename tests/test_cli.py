@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from damage import DAMAGES
 from PIL import Image
+from sparse_ddpm_kernels import available_isas
 
 from sparse_ddpm.cli.main import COMMANDS, main
+from sparse_ddpm.engine.precision import available_dtypes
 from sparse_ddpm.ticket import (
     DiffusionConfig,
     Provenance,
@@ -109,6 +111,45 @@ def test_verify_passes(path: Path, oracle: str, capsys: Capture) -> None:
     assert len(result["operations"]) > 30
     assert main(["verify", str(path), "--oracle", oracle, "--steps", "5"]) == 0
     assert capsys.readouterr().out.rstrip().endswith("passed")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_sixteen_bits(path: Path, tmp_path: Path, dtype: str, capsys: Capture) -> None:
+    if dtype not in available_dtypes():
+        pytest.skip(f"this machine has no {dtype}")
+    found = run_json(capsys, "verify", str(path), "--dtype", dtype, "--oracle", "numpy")
+    assert found["passed"] is True
+    assert 1e-5 < found["output_error"] <= found["output_tolerance"] == 1e-2
+    assert 40 <= found["image_psnr"] < 100
+    assert found["image_tolerance"] is None
+    out = str(tmp_path / "a.npy")
+    drawn = run_json(capsys, "sample", str(path), "--dtype", dtype, "--steps", "2", "-o", out)
+    assert drawn["dtype"] == dtype
+    assert drawn["engine"].endswith(dtype)
+    planned, single = (
+        run_json(capsys, "inspect", str(path), *more)["totals"] for more in (("--dtype", dtype), ())
+    )
+    for key in ("arena_bytes", "written_bytes"):
+        assert 0.5 <= planned[key] / single[key] < 0.7, key
+    assert planned["weight_bytes"] == single["weight_bytes"]
+
+
+def test_precisions_that_are_lacking_name_the_remedy(
+    path: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["sample", str(path), "--steps", "1", "-o", str(tmp_path / "a.npy"), "--dtype"]
+    assert main([*command, "bfloat16", "--device", "numpy"]) == 1
+    said = "dtype of the numpy engine: expected float32, which it computes in float64"
+    assert said in capsys.readouterr().err
+    if "baseline" not in available_isas():
+        pytest.skip("every machine of this kind has 16-bit floats")
+    monkeypatch.setenv("SPARSE_DDPM_ISA", "baseline")
+    for dtype, needs in (("float16", "instruction set avx2"), ("bfloat16", "avx512 with AVX512")):
+        assert main([*command, dtype]) == 1
+        said = capsys.readouterr().err
+        assert said.startswith(f"sparse-ddpm: dtype {dtype}: expected {needs}")
+        assert "got baseline (forced by SPARSE_DDPM_ISA); use dtype float32." in said
+    assert main([*command, "float32"]) == 0
 
 
 def test_verify_can_fail(path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:

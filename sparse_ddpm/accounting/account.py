@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sparse_ddpm.accounting.flops import OperationFlops, operation_flops
 from sparse_ddpm.accounting.memory import block_bytes, operation_bytes
-from sparse_ddpm.engine.plan import Plan
+from sparse_ddpm.engine.plan import DTYPES, Plan
 from sparse_ddpm.program import Conv
 from sparse_ddpm.program.program import Shape
 
@@ -38,12 +38,15 @@ class OperationAccount:
 
 def account(plan: Plan) -> tuple[OperationAccount, ...]:
     """The accounts of all steps of ``plan``, in their order; a fused block is one of them."""
-    shapes = plan.program.shapes
+    shapes, activation = plan.program.shapes, DTYPES[plan.dtype]
     rows = []
     for step in plan.steps:
         operation, block = step.operation, step.block
         flops = sum((operation_flops(part, shapes) for part in step.operations), OperationFlops())
-        size = operation_bytes(operation, shapes) if block is None else block_bytes(block, shapes)
+        if block is None:
+            size = operation_bytes(operation, shapes, activation)
+        else:
+            size = block_bytes(block, shapes, activation)
         weights = [part.weight for part in step.operations if isinstance(part, Conv)]
         stored = sum(weight.nnz for weight in weights)
         places = sum(weight.shape[0] * weight.shape[1] for weight in weights)

@@ -24,8 +24,10 @@ class OperationBytes:
     written: int
 
 
-def operation_bytes(operation: Operation, shapes: Mapping[str, Shape]) -> OperationBytes:
-    """Bytes of one operation; activations are float32 and counted once per image."""
+def operation_bytes(
+    operation: Operation, shapes: Mapping[str, Shape], activation: int = FLOAT32
+) -> OperationBytes:
+    """Bytes of one operation; activations, of ``activation`` bytes each, count once per image."""
     weights = dense = 0
     match operation:
         case Conv(weight=weight, bias=bias):
@@ -38,22 +40,26 @@ def operation_bytes(operation: Operation, shapes: Mapping[str, Shape]) -> Operat
             weights = dense = int(gain.nbytes)
         case _:
             pass
-    read = sum(FLOAT32 * math.prod(shapes[name]) for name in inputs_of(operation))
-    written = FLOAT32 * math.prod(shapes[operation.out])
+    read = sum(activation * math.prod(shapes[name]) for name in inputs_of(operation))
+    written = activation * math.prod(shapes[operation.out])
     return OperationBytes(weights, dense, read, written)
 
 
-def block_bytes(block: LinearBlock, shapes: Mapping[str, Shape]) -> OperationBytes:
-    """Bytes of a fused block: x is read twice, and of what lies inside only contexts are stored."""
+def block_bytes(
+    block: LinearBlock, shapes: Mapping[str, Shape], activation: int = FLOAT32
+) -> OperationBytes:
+    """Bytes of a fused block: x is read twice, and of what lies inside only contexts are stored,
+    in float32.
+    """
     parts = [operation_bytes(operation, shapes) for operation in block.operations]
     x, residual = block.norm.x, block.out_norm.residual
     read = 2 * math.prod(shapes[x])
     if residual not in (None, x):
         read += math.prod(shapes[str(residual)])
-    contexts = (block.chunks + 1) * block.slot  # of each chunk, and their sum
+    contexts = FLOAT32 * (block.chunks + 1) * block.slot  # of each chunk, and their sum
     return OperationBytes(
         weights=sum(part.weights for part in parts),
         dense_weights=sum(part.dense_weights for part in parts),
-        read=FLOAT32 * (read + contexts),
-        written=FLOAT32 * (math.prod(shapes[block.out_norm.out]) + contexts),
+        read=activation * read + contexts,
+        written=activation * math.prod(shapes[block.out_norm.out]) + contexts,
     )

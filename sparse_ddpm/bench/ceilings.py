@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sparse_ddpm_kernels import ceiling
+from sparse_ddpm_kernels import ceiling, default_isa
 
 from sparse_ddpm.bench.machine import caches
 
@@ -65,7 +65,7 @@ def measure_ceilings(threads: int, isa: str | None = None) -> Ceilings:
     outside = max(LEAST_MEMORY, 4 * max(sizes.values()))
     levels.append(Level(MEMORY, 0, ceiling.bandwidth(outside // threads, isa, threads)))
     return Ceilings(
-        isa=isa or ceiling.default_isa(),
+        isa=isa or default_isa(),
         threads=threads,
         flops_per_s=ceiling.peak_flops(isa, threads),
         levels=tuple(levels),

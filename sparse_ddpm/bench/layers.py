@@ -13,6 +13,7 @@ import numpy as np
 from sparse_ddpm.accounting import OperationAccount, account
 from sparse_ddpm.bench.ceilings import Ceilings
 from sparse_ddpm.engine.cpu import CpuEngine
+from sparse_ddpm.engine.plan import DTYPES
 from sparse_ddpm.program import Program
 
 LEAST_RUNS = 20
@@ -113,6 +114,7 @@ def time_layers(
                 batch,
                 float(np.median(seconds)),
                 entries.get(name, 0),
+                DTYPES[dtype],
             )
             for name, seconds in taken.items()
         ]
@@ -126,15 +128,17 @@ def layer_time(
     batch: int,
     seconds: float,
     entries: int = 0,
+    activation: int = FLOAT,
 ) -> LayerTime:
     """A measured time beside the limits. ``row`` is the operation's account; None where images are
     loaded or stored: read once, written once. ``entries``: of a convolution's panels.
+    ``activation``: bytes of a number in the engine's memory.
     """
     shape = program.shapes[name if name in program.shapes else program.output]
-    loaded = FLOAT * batch * entries * shape[1] * shape[2]
+    loaded = activation * batch * entries * shape[1] * shape[2]
     if row is None:
         flops = executed = 0
-        size = 2 * FLOAT * batch * int(np.prod(shape))
+        size = (FLOAT + activation) * batch * int(np.prod(shape))
         kind, kernel = "Images", "load" if name == program.input else "store"
     else:
         # A fused block leaves surviving FLOPs out that dead weights elsewhere make useless.

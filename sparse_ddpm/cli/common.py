@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from sparse_ddpm.ticket import Ticket
 
 SCHEMA = 1
+DTYPE_HELP = (
+    "float32; float16, which stores activations so and computes in float32 (avx2, avx512, neon); "
+    "bfloat16, which besides multiplies panels of 8 and 16 channels so (AVX512-BF16)"
+)
 
 
 def positive(text: str) -> int:
@@ -57,6 +61,16 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--threads", type=positive, help="threads of the cpu engine (default: all cores at hand)"
+    )
+
+
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    """``--dtype``, one."""
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=("float32", "float16", "bfloat16"),
+        help=f"of the cpu engine: {DTYPE_HELP} (default: float32)",
     )
 
 

@@ -11,6 +11,7 @@ from sparse_ddpm.cli import common
 
 if TYPE_CHECKING:
     from sparse_ddpm.accounting import OperationAccount
+    from sparse_ddpm.engine.plan import Plan
     from sparse_ddpm.ticket import Ticket
 
 SUMS = (
@@ -39,6 +40,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--batch", type=common.positive, default=16, help="images at once (default: 16)"
     )
+    common.add_dtype(parser)
     parser.add_argument(
         "--reasons", action="store_true", help="also print why each kernel was chosen"
     )
@@ -54,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from sparse_ddpm.ticket import shipped_ticket_path
 
     ticket, name = common.open_ticket(args)
-    plan = make_plan(lower(ticket), args.batch)
+    plan = make_plan(lower(ticket), args.batch, args.dtype)
     rows = account(plan)
     totals: dict[str, int | None] = {key: sum(getattr(row, key) for row in rows) for key in SUMS}
     totals["arena_bytes"] = plan.arena_bytes
@@ -67,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
             {
                 "ticket": name,
                 "batch": args.batch,
+                "dtype": args.dtype,
                 "sparsity": ticket.sparsity,
                 "parameters": _parameters(ticket),
                 "architecture": dataclasses.asdict(ticket.architecture),
@@ -78,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         )
     else:
         _print_summary(ticket, name)
-        _print_table(rows, totals, args.batch, reasons=args.reasons)
+        _print_table(rows, totals, plan, reasons=args.reasons)
     return 0
 
 
@@ -116,7 +119,7 @@ def _print_summary(ticket: Ticket, name: str) -> None:
 def _print_table(
     rows: tuple[OperationAccount, ...],
     totals: dict[str, int | None],
-    batch: int,
+    plan: Plan,
     *,
     reasons: bool,
 ) -> None:
@@ -149,7 +152,8 @@ def _print_table(
     print(
         f"weights in memory     {weights:>9} KiB, dense {_kibi(totals['dense_weight_bytes'])} KiB"
     )
-    print(f"activations (arena)   {_kibi(totals['arena_bytes']):>9} KiB at batch {batch}")
+    arena = _kibi(totals["arena_bytes"])
+    print(f"activations (arena)   {arena:>9} KiB at batch {plan.batch}, {plan.dtype}")
     if totals["file_bytes"] is not None:
         print(f"file                  {_kibi(totals['file_bytes']):>9} KiB")
 

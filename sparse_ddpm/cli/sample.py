@@ -35,6 +35,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--seed", type=common.natural, default=0, help="default: 0")
     parser.add_argument("--batch", type=common.positive, help="images at once (default: 16)")
     common.add_engine(parser)
+    common.add_dtype(parser)
     common.add_json(parser)
     parser.set_defaults(run=run)
 
@@ -53,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
         wanted = f"a suffix among {', '.join((*FORMATS, '.npy'))}"
         raise ConfigError(expected(f"output {args.output}", wanted, repr(args.output.suffix)))
     ticket, name = common.open_ticket(args)
-    with Sampler(ticket, device=args.device, threads=args.threads) as sampler:
+    settings = {"device": args.device, "threads": args.threads, "dtype": args.dtype}
+    with Sampler(ticket, **settings) as sampler:
         start = time.perf_counter()
         images = sampler.sample(
             args.n,
@@ -81,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
                 "steps": args.steps,
                 "seed": args.seed,
                 "engine": engine,
+                "dtype": args.dtype,
                 "seconds": seconds,
                 "images_per_s": args.n / seconds,
             }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from typing import Any
 
@@ -25,13 +26,14 @@ def add_parser(subparsers: Any) -> None:
         "--oracle", choices=("auto", "torch", "numpy"), default="auto", help="default: auto"
     )
     common.add_engine(parser)
+    common.add_dtype(parser)
     common.add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Compare and report."""
-    from sparse_ddpm.verify import IMAGE_TOLERANCE, OPERATION_TOLERANCE, verify
+    from sparse_ddpm.verify import verify
 
     ticket, name = common.open_ticket(args)
 
@@ -43,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
         ticket,
         device=args.device,
         threads=args.threads,
+        dtype=args.dtype,
         steps=args.steps,
         seed=args.seed,
         oracle=args.oracle,
@@ -50,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     )
     progress("done\n")
     worst_name, worst = found.worst
+    most = found.tolerance
     if args.json:
         common.print_json(
             {
@@ -58,12 +62,16 @@ def run(args: argparse.Namespace) -> int:
                 "oracle": found.oracle,
                 "engine": found.engine,
                 "steps": found.steps,
-                "operation_tolerance": OPERATION_TOLERANCE,
-                "image_tolerance": IMAGE_TOLERANCE,
+                "dtype": found.dtype,
+                "operation_tolerance": most.operation,
+                "output_tolerance": most.output,
+                "image_tolerance": _number(most.image),
+                "image_psnr_tolerance": most.psnr,
                 "worst_operation": worst_name,
                 "worst_operation_error": _number(worst),
                 "output_error": _number(found.output_error),
                 "image_error": _number(found.image_error),
+                "image_psnr": _number(found.image_psnr),
                 "operations": {k: _number(v) for k, v in found.operations.items()},
                 "unmatched": list(found.unmatched),
             }
@@ -71,16 +79,18 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(f"{name}: {found.engine} against {found.oracle}")
         print(f"  operations compared   {len(found.operations)}")
-        print(f"  worst operation       {worst:.1e}  {worst_name}  (limit {OPERATION_TOLERANCE:g})")
-        print(f"  network output        {found.output_error:.1e}  (limit {OPERATION_TOLERANCE:g})")
+        print(f"  worst operation       {worst:.1e}  {worst_name}  (limit {most.operation:g})")
+        print(f"  network output        {found.output_error:.1e}  (limit {most.output:g})")
         print(
             f"  images, {found.steps} steps".ljust(24)
-            + f"{found.image_error:.1e}  (limit {IMAGE_TOLERANCE:g})"
+            + f"{found.image_error:.1e}"
+            + (f"  (limit {most.image:g})" if math.isfinite(most.image) else "")
+            + f", PSNR {found.image_psnr:.1f} dB  (at least {most.psnr:g})"
         )
         print("passed" if found.passed else "FAILED")
     return 0 if found.passed else 1
 
 
 def _number(value: float) -> float | None:
-    """JSON has no infinity."""
-    return value if abs(value) != float("inf") else None
+    """JSON has no infinity and no NaN."""
+    return value if math.isfinite(value) else None

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import os
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sparse_ddpm_kernels import BF16, HALF, POISON, PROFILE, Executor, KernelError, Kind, Op, Tensor
+from sparse_ddpm_kernels import POISON, PROFILE, Executor, KernelError, Kind, Op, Tensor
 from sparse_ddpm_kernels.binding import NativeBlock, NativeWeight
 
 from sparse_ddpm.engine.arena import Placement, contexts_of, taps_of
 from sparse_ddpm.engine.base import Engine, Images, check_batch, check_timesteps
 from sparse_ddpm.engine.fuse import LinearBlock, Weight
 from sparse_ddpm.engine.plan import Plan, Step, concat_copies, make_plan
+from sparse_ddpm.engine.precision import check_dtype
 from sparse_ddpm.errors import EngineError, expected
 from sparse_ddpm.program import (
     Add,
@@ -31,7 +31,6 @@ from sparse_ddpm.program import (
 )
 
 MAX_THREADS = 1_024
-PRECISION = MappingProxyType({"float32": 0, "float16": HALF, "bfloat16": HALF | BF16})
 TABLE_ROWS = 256
 """Steps whose float64 table is held at once."""
 
@@ -53,7 +52,8 @@ class CpuEngine(Engine):
     panels (default: the plan chooses). ``profile``: see `timings`.
     Environment: ``SPARSE_DDPM_ISA`` forces an instruction set, ``SPARSE_DDPM_POISON=1`` fills the
     memory of activations with NaN before every run (for tests).
-    Raises `EngineError` on unusable arguments or when the native library is missing.
+    Raises `EngineError` on unusable arguments, when the native library is missing, or when this
+    machine lacks ``dtype``.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class CpuEngine(Engine):
         self.dtype = dtype
         self._group = group
         self.plan = make_plan(program, self.batch, dtype, keep_all=keep_all, group=group)
+        precision = check_dtype(dtype)
         self._tracer: CpuEngine | None = self if keep_all else None
         self._timesteps: NDArray[np.float64] | None = None
         self._films = _film_columns(program)
@@ -90,7 +91,7 @@ class CpuEngine(Engine):
                 arena=self.plan.arena.size,
                 lanes=self.plan.lanes,
                 threads=threads,
-                flags=poison | (PROFILE if profile else 0) | PRECISION[dtype],
+                flags=poison | (PROFILE if profile else 0) | precision,
             )
         except KernelError as error:
             raise EngineError(str(error)) from error
