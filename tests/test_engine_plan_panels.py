@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sparse_ddpm.engine.panels import GROUPS, Panels, choose_group, make_panels
+from sparse_ddpm.engine.panels import ENTRY_COSTS, GROUPS, Costs, Panels, choose_group, make_panels
 from sparse_ddpm.engine.plan import make_plan
 from sparse_ddpm.errors import EngineError
 from sparse_ddpm.formats import BSR, CSR, Dense, Matrix
@@ -66,8 +66,10 @@ def test_a_stored_zero_is_kept() -> None:
 def test_sparse_elements_share_nothing() -> None:
     choice = choose_group(CSR.from_dense(weights((64, 576), 0.05)))
     assert choice.group == 1
+    assert not choice.dense
     assert "does not pay" in choice.reason
     assert "5." in choice.reason
+    assert ", dense " in choice.reason
 
 
 def test_dense_and_vector_weights_share_columns() -> None:
@@ -76,6 +78,28 @@ def test_dense_and_vector_weights_share_columns() -> None:
     choice = choose_group(CSR.from_dense(rows.astype("f4"), rows))
     assert choice.group >= 4
     assert "100% of a panel" in choice.reason
+    assert not choice.dense
+
+
+@pytest.mark.parametrize("costs", [row for pair in ENTRY_COSTS.values() for row in pair])
+@pytest.mark.parametrize("density", [1.0, 0.9])
+def test_above_its_break_even_a_weight_runs_dense_and_says_so(costs: Costs, density: float) -> None:
+    choice = choose_group(CSR.from_dense(weights((64, 576), density)), None, costs)
+    assert choice.dense
+    assert choice.entries * choice.group >= 0.99 * 64 * 576
+    assert "runs dense: panels hold " in choice.reason
+    assert "G=1 " in choice.reason
+
+
+def test_the_kernel_of_a_dense_layer_is_called_dense() -> None:
+    config = UNetConfig(dim=8, dim_mults=(1, 2), channels=1, image_size=8, groups=4)
+    for sparsity, wanted in ((0.0, True), (0.9, False)):
+        plan = make_plan(lower(synthetic_ticket(config, sparsity)))
+        step = next(s for s in plan.steps if s.operation.out == "down.0.block1.conv2")
+        assert step.kernel.startswith("dense G=") is wanted
+        block = next(s.block for s in plan.steps if s.block is not None)
+        assert block.output.dense is wanted
+        assert (" dense" in block.reason) is wanted
 
 
 def test_few_rows_make_no_wide_panels() -> None:
@@ -83,9 +107,11 @@ def test_few_rows_make_no_wide_panels() -> None:
     assert choose_group(Dense(weights((3, 64), 1.0))).group <= 2
 
 
-def test_an_empty_weight_has_a_choice_too() -> None:
-    choice = choose_group(CSR.from_dense(np.zeros((8, 9))))
+@pytest.mark.parametrize("shape", [(8, 9), (0, 9), (8, 0)])
+def test_an_empty_weight_has_a_choice_too(shape: tuple[int, int]) -> None:
+    choice = choose_group(CSR.from_dense(np.zeros(shape)))
     assert (choice.group, choice.entries) == (1, 0)
+    assert not choice.dense
 
 
 def test_flops_count_what_runs() -> None:

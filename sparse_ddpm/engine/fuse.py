@@ -58,6 +58,7 @@ class Weight:
     """By slot, ``[panels, group]``."""
     group: int
     reason: str
+    dense: bool
 
     @property
     def entries(self) -> int:
@@ -145,11 +146,14 @@ class LinearBlock:
             f"{sum(getattr(head, name) for head in self.heads)} of {heads * dim} {name}"
             for name in ("q", "k", "v")
         )
-        groups = "/".join(str(weight.group) for weight in self.weights)
+        groups = ", ".join(
+            f"{name} {weight.group}{' dense' * weight.dense}"
+            for name, weight in zip(("q", "k", "v", "out"), self.weights, strict=True)
+        )
         return (
             f"{self.pixels} pixels at a time through five operations; rows in use: {live}; "
             f"|q| and |k| stay below {self.bound:.1f}, so exp needs no maximum; "
-            f"G of q/k/v/out {groups}"
+            f"G of {groups}"
         )
 
 
@@ -311,7 +315,8 @@ def _weight(
     by_slot = np.zeros(slots.shape, np.float32)
     if bias is not None:
         by_slot[slots >= 0] = bias[slots[slots >= 0]]
-    return Weight(joined, tuple(len(p.rows) for p in panels), by_slot, choice.group, choice.reason)
+    counts = tuple(len(p.rows) for p in panels)
+    return Weight(joined, counts, by_slot, choice.group, choice.reason, choice.dense)
 
 
 def _cut(pixels: int, lanes: int, slot: int) -> tuple[int, int, int]:

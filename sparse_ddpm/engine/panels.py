@@ -43,6 +43,9 @@ AVX-512 (benchmarks/test_convolution.py)."""
 PANEL_COST = 4.0
 """Time to start and to store one panel, in the same unit."""
 
+FEW = 0.01
+"""Share of the columns that dense panels may lack."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Panels:
@@ -61,11 +64,15 @@ class Panels:
 
 @dataclass(frozen=True, slots=True)
 class GroupChoice:
-    """Which G to run a weight with, and why. ``entries``: panel entries, ``[G]`` numbers each."""
+    """Which G to run a weight with, and why. ``entries``: panel entries, ``[G]`` numbers each.
+
+    ``dense``: the panels hold all but `FEW` of the columns, so that pruning saves nothing.
+    """
 
     group: int
     entries: int
     reason: str
+    dense: bool
 
 
 def _union(stored: NDArray[np.bool_], group: int) -> NDArray[np.bool_]:
@@ -102,26 +109,40 @@ def choose_group(
 ) -> GroupChoice:
     """The G of least estimated time: shared columns save loads, filled-in zeros cost arithmetic.
 
-    ``forced``: one of `GROUPS` to use whatever its time.
+    The more rows share a panel, the fewer columns can be left out: with all of them it is a dense
+    product, and the reason says so. ``forced``: one of `GROUPS` to use whatever its time.
     """
     stored = weight.stored()
     rows, columns = stored.shape
-    density = weight.nnz / max(rows * columns, 1)
     entries: dict[int, int] = {}
     costs: dict[int, float] = {}
+    full: dict[int, int] = {}
+    every: dict[int, float] = {}
     for group, cost in entry_costs.items():
         if group > max(rows, 1) and group != forced:
             continue
         union = _union(stored, group)
-        entries[group] = int(np.count_nonzero(union))
-        costs[group] = entries[group] * cost + len(union) * group * PANEL_COST
+        start = len(union) * group * PANEL_COST
+        entries[group], full[group] = int(np.count_nonzero(union)), union.size
+        costs[group], every[group] = (n[group] * cost + start for n in (entries, full))
     group = min(costs, key=lambda g: costs[g]) if forced is None else forced
-    if forced is not None:
-        why = "G was asked for"
-    elif group == 1:
-        others = ", ".join(f"G={g} {costs[g] / costs[1]:.2f}x" for g in costs if g > 1)
-        why = f"sharing columns does not pay ({others})" if others else "a single row"
+    kept = entries[group] / max(full[group], 1)
+    dense = kept >= 1.0 - FEW
+    filled = weight.nnz / max(entries[group] * group, 1)
+    best = max(costs[group], 1e-9)
+    others = [f"G={g} {costs[g] / best:.2f}x" for g in costs if g != group]
+    if dense:
+        which = "every column" if kept == 1.0 else "nearly every column"
+        why = f"runs dense: panels hold {which}, {filled:.0%} of a panel is weights"
     else:
-        filled = weight.nnz / max(entries[group] * group, 1)
-        why = f"{filled:.0%} of a panel is weights, {costs[group] / costs[1]:.2f}x the time of G=1"
-    return GroupChoice(group, entries[group], f"{density:.1%} stored; {why}")
+        why = (
+            "sharing columns does not pay" if group == 1 else f"{filled:.0%} of a panel is weights"
+        )
+        others.append(f"dense {min(every.values()) / best:.2f}x")
+    if forced is not None:
+        why = f"G was asked for; {why}"
+    elif len(costs) == 1:
+        why = f"a single row; {why}" if dense else "a single row"
+    times = f"; others by estimate: {', '.join(others)}" if others else ""
+    density = weight.nnz / max(rows * columns, 1)
+    return GroupChoice(group, entries[group], f"{density:.1%} stored; {why}{times}", dense)

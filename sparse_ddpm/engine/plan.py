@@ -218,7 +218,7 @@ def _step(
             source = {0: "", size: ", columns shifted", size**2: ", taps shifted"}[copies]
             return Step(
                 operation,
-                f"panels G={choice.group}{source}",
+                f"{'dense' if choice.dense else 'panels'} G={choice.group}{source}",
                 choice.reason,
                 choice.group,
                 choice.entries,
