@@ -63,6 +63,21 @@ def test_batches_threads_and_instruction_sets_change_nothing(
             np.testing.assert_allclose(got[:7], wanted, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(("dtype", "least"), [("float16", 60.0), ("bfloat16", 45.0)])
+def test_sixteen_bits_draw_the_same_images(dtype: str, least: float) -> None:
+    """Measured over 16 images of 50 steps: float16 76 dB, bfloat16 61 dB."""
+    from sparse_ddpm.engine.precision import available_dtypes
+    from sparse_ddpm.verify import psnr
+
+    if dtype not in available_dtypes():
+        pytest.skip(f"this machine has no {dtype}")
+    with Sampler.load(threads=1) as single, Sampler.load(threads=2, dtype=dtype) as half:
+        wanted, got = (sampler.sample_float(16, steps=50, seed=2) for sampler in (single, half))
+    assert not np.array_equal(got, wanted)
+    assert psnr(got, wanted) > least
+    assert min(psnr(*pair) for pair in zip(got, wanted, strict=True)) > 40.0
+
+
 def test_it_draws_white_on_black() -> None:
     with Sampler.load() as sampler:
         images = sampler.sample(16)

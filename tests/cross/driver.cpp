@@ -2,8 +2,8 @@
 // from here: driver LIBRARY, under an emulator.
 //
 // Every number is an int64 in the machine's order. At the start the driver writes the library's
-// ABI version, the size of an operation, and its instruction sets. Then it reads requests, each a
-// command and what the command names, and answers each.
+// ABI version, the size of an operation, its instruction sets, and whether they multiply bfloat16.
+// Then it reads requests, each a command and what the command names, and answers each.
 #include <dlfcn.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -66,6 +66,7 @@ void serve(void *library) {
   SYMBOL(sdk_abi);
   SYMBOL(sdk_op_size);
   SYMBOL(sdk_isas);
+  SYMBOL(sdk_dot);
   SYMBOL(sdk_create);
   SYMBOL(sdk_run);
   SYMBOL(sdk_arena);
@@ -76,6 +77,7 @@ void serve(void *library) {
   answer(sdk_abi());
   answer(sdk_op_size());
   answer(sdk_isas());
+  answer(sdk_dot());
   for (;;) {
     fflush(stdout);
     int64_t command;

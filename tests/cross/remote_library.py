@@ -75,10 +75,10 @@ class RemoteLibrary:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._lock = threading.Lock()
         self._arenas: dict[int, Any] = {}
-        self._arena_floats: dict[int, int] = {}
+        self._arena_bytes: dict[int, int] = {}
         self._operations: dict[int, int] = {}
         self.known = KnownArrays()
-        self._abi, self._op_size, self._isas = (self._number() for _ in range(3))
+        self._abi, self._op_size, self._isas, self._dot = (self._number() for _ in range(4))
 
     def _number(self) -> int:
         return int(struct.unpack("q", self._read(8))[0])
@@ -113,6 +113,9 @@ class RemoteLibrary:
 
     def sdk_isas(self) -> int:
         return self._isas
+
+    def sdk_dot(self) -> int:
+        return self._dot
 
     def sdk_create(self, reference: Any, error: Any, size: int) -> int:
         program = reference._obj
@@ -153,7 +156,9 @@ class RemoteLibrary:
         if handle == ~0:
             error.value = message[: size - 1]
             return 0
-        self._arena_floats[handle], self._operations[handle] = program.arena, count
+        number = 2 if program.flags & binding.HALF else 4
+        self._arena_bytes[handle] = number * program.arena
+        self._operations[handle] = count
         return handle
 
     def sdk_run(self, handle: int, x: int, out: int, row: int | None, images: int) -> None:
@@ -165,7 +170,7 @@ class RemoteLibrary:
 
     def sdk_arena(self, handle: int) -> int:
         with self._lock:
-            self._ask("a", handle, 4 * self._arena_floats[handle])
+            self._ask("a", handle, self._arena_bytes[handle])
             self._arenas[handle] = ctypes.create_string_buffer(self._block())
         return ctypes.addressof(self._arenas[handle])
 
