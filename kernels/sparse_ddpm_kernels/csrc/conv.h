@@ -31,6 +31,21 @@ SDK_INLINE void store_tile(const TileArguments &t, int64_t panel,
     const int64_t channel = t.slot[panel * t.group + t.part + g];
     if (channel < 0) continue;
     Real *out = static_cast<Real *>(t.out) + channel * t.out_channel;
+    if (t.moments != nullptr) {
+      float *moments = t.moments + channel * t.moments_channel;
+      const Vec bias = splat(t.bias[panel * t.group + t.part + g]);
+      Vec first = t.fresh ? Vec{} : load(moments), second = t.fresh ? Vec{} : load(moments + kVector);
+#pragma GCC unroll 16
+      for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 16
+        for (int v = 0; v < Vectors; ++v) {
+          const Vec d = sum[g][r][v] - bias;
+          first += d;
+          second += d * d;
+        }
+      store(moments, first);
+      store(moments + kVector, second);
+    }
     if (t.residual != nullptr) {
       const Real *residual = static_cast<const Real *>(t.residual) + channel * t.residual_channel;
 #pragma GCC unroll 16
@@ -255,29 +270,39 @@ SDK_INLINE TileArguments tile_arguments(const Operation &op) {
   return t;
 }
 
-int64_t conv_units(const Operation &op) { return op.flat ? op.blocks : op.tile_count * op.blocks; }
+SDK_INLINE int64_t conv_spans(const Operation &op) {
+  return (op.tile_count + op.span - 1) / op.span;
+}
 
-// One tile of the image through one block of panels.
+int64_t conv_units(const Operation &op) {
+  return op.flat ? op.blocks : conv_spans(op) * op.blocks;
+}
+
+// A few tiles of the image through one block of panels.
 void conv_rows(const Operation &op, int64_t unit) {
   const sdk_op &is = op.is;
   Real *arena = arena_of(op);
-  const sdk::Tile &tile = op.tiles[unit / op.blocks];
-  const int64_t block = unit % op.blocks;
+  const int64_t block = unit % op.blocks, span = unit / op.blocks, first = span * op.span;
+  const int64_t last = first + op.span < op.tile_count ? first + op.span : op.tile_count;
   TileArguments t = tile_arguments(op);
-  t.x = arena + is.x.offset + tile.x;
   t.slot = is.slot;
   t.first = op.block[block];
   t.last = op.block[block + 1];
-  t.out = arena + is.out.offset + tile.out;
   t.out_channel = is.out.channel_stride;
   t.out_row = is.out.row_stride;
-  if (is.y.channels > 0) {
-    t.residual = arena + is.y.offset + tile.residual;
-    t.residual_channel = is.y.channel_stride;
-    t.residual_row = is.y.row_stride;
-  }
+  t.residual_channel = is.y.channel_stride;
+  t.residual_row = is.y.row_stride;
+  t.moments_channel = conv_spans(op) * 2 * kVector;
+  if (op.moments != nullptr) t.moments = op.moments + span * 2 * kVector;
   const int step = is.group < kMaxGroup ? is.group : kMaxGroup;
-  for (t.part = 0; t.part < is.group; t.part += step) tile.run(t);
+  for (int64_t i = first; i < last; ++i) {
+    const sdk::Tile &tile = op.tiles[i];
+    t.x = arena + is.x.offset + tile.x;
+    t.out = arena + is.out.offset + tile.out;
+    if (is.y.channels > 0) t.residual = arena + is.y.offset + tile.residual;
+    t.fresh = i == first;
+    for (t.part = 0; t.part < is.group; t.part += step) tile.run(t);
+  }
 }
 
 alignas(64) constexpr int32_t kOwnSlots[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};

@@ -152,6 +152,11 @@ int64_t halo_units(const sdk_tensor &t) {
   return t.halo > 0 ? (t.channels + kHaloChannels - 1) / kHaloChannels : 0;
 }
 
+int64_t spans_of(const Tiling &tiling) {
+  const auto tiles = static_cast<int64_t>(tiling.tiles.size());
+  return (tiles + tiling.span - 1) / tiling.span;
+}
+
 int64_t image_floats(const sdk_tensor &t) {
   return static_cast<int64_t>(t.channels) * t.height * t.width;
 }
@@ -191,9 +196,11 @@ struct sdk_engine {
   int32_t isa, flags;
   const Kernels *kernels;
   Step step{};
-  int64_t arena_floats, scratch_floats = 0, bytes = 0;
+  bool leaves_moments(const Operation &conv, const Tiling &tiling, const Operation &norm) const;
+
+  int64_t arena_floats, scratch_floats = 0, moment_floats = 0, bytes = 0;
   int64_t input_floats = 0, output_floats = 0;  // of one image
-  Floats arena;
+  Floats arena, moments;
   std::vector<Floats> stored, scratch;
   std::vector<Operation> operations;
   std::vector<int64_t> main_units;
@@ -258,6 +265,7 @@ sdk_engine::sdk_engine(const sdk_program &program) : flags(program.flags) {
       op.tile_count = static_cast<int64_t>(tiling.tiles.size());
       op.block = tiling.block.data();
       op.blocks = static_cast<int64_t>(tiling.block.size()) - 1;
+      op.span = tiling.span;
       op.flat = tiling.flat;
       op.flat_floats = tiling.flat_floats;
     } else if (op.is.block != nullptr) {
@@ -281,15 +289,39 @@ sdk_engine::sdk_engine(const sdk_program &program) : flags(program.flags) {
       op.is.a = copied(op.is.a, op.is.x.channels, stored, bytes);
       op.is.b = copied(op.is.b, op.is.x.channels, stored, bytes);
     }
+    if (i > 0 && leaves_moments(operations[i - 1], tilings[i - 1], op)) {
+      Operation &conv = operations[i - 1];
+      const int64_t channels = conv.is.out.channels;
+      op.moment_spans = spans_of(tilings[i - 1]);
+      op.moment_bias = copied(program.op[i - 1].a, channels, stored, bytes);
+      moment_floats = std::max(moment_floats, channels * op.moment_spans * 2 * kernels->vector);
+    }
     main_units[i] = kernels->units(op);
     units[i] = main_units[i] + halo_units(op.is.out);
     const int64_t floats = kernels->scratch_floats(op);
     if (floats > scratch_floats) scratch_floats = floats;
   }
+  moments = allocate(moment_floats);
+  bytes += moment_floats * static_cast<int64_t>(sizeof(float));
+  for (size_t i = 1; i < count; ++i)
+    if (operations[i].moment_spans > 0) operations[i].moments = operations[i - 1].moments = moments.get();
   for (int t = 0; t < program.threads; ++t) scratch.push_back(allocate(scratch_floats));
   bytes += program.threads * scratch_floats * static_cast<int64_t>(sizeof(float));
   pool = std::make_unique<Pool>(program.threads, units, this, &work,
                                 flags & SDK_PROFILE ? &done : nullptr);
+}
+
+// Whether the convolution can sum up, while it has them in registers, what the norm needs to know.
+bool sdk_engine::leaves_moments(const Operation &conv, const Tiling &tiling,
+                                const Operation &norm) const {
+  // Of a tile: with fewer the convolution loses more than the norm saves. Of an image: with fewer
+  // there is nothing to save.
+  constexpr int64_t kLeastVectors = 8;
+  const bool follows = conv.is.kind == SDK_CONV && norm.is.kind == SDK_NORM_ACT &&
+                       conv.is.out.offset == norm.is.x.offset &&
+                       conv.is.out.channels == norm.is.x.channels && conv.is.y.channels == 0;
+  return follows && !tiling.flat && tiling.widest >= kLeastVectors && (step.lanes == 1 || step.lanes == kernels->vector) &&
+         tiling.vectors >= kLeastVectors * spans_of(tiling);
 }
 
 void sdk_engine::work(void *self, int64_t task, int64_t unit, int thread) {
@@ -327,6 +359,7 @@ void sdk_engine::run(const float *x, float *out, const float *row, int64_t image
     if (flags & SDK_POISON) {
       // All bits set is a NaN.
       std::memset(arena.get(), 0xff, static_cast<size_t>(arena_floats) * sizeof(float));
+      std::memset(moments.get(), 0xff, static_cast<size_t>(moment_floats) * sizeof(float));
       for (auto &floats : scratch)
         std::memset(floats.get(), 0xff, static_cast<size_t>(scratch_floats) * sizeof(float));
     }

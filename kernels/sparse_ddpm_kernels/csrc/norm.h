@@ -93,6 +93,60 @@ int64_t norm_units(const Operation &op) { return op.is.groups; }
 // mean, inverse: floats [period].
 int64_t norm_scratch(const Operation &op) { return 2 * norm_period(op); }
 
+// The sums of a channel's spans, and of their squares, about the channel's bias, moved to `pivot`.
+SDK_INLINE void add_moments(const Operation &op, int64_t channel, double pivot, Wide *sum,
+                            Wide *square) {
+  const float *p = op.moments + channel * op.moment_spans * 2 * kVector;
+  Vec s = {}, q = {};
+  for (int64_t span = 0; span < op.moment_spans; ++span, p += 2 * kVector) {
+    s += load(p);
+    q += load(p + kVector);
+  }
+  const double bias = op.moment_bias == nullptr ? 0.0 : op.moment_bias[channel];
+  const double d = bias - pivot;
+  const double n = (double)op.is.x.height * op.is.x.width * op.step->lanes / kVector;
+  for (int h = 0; h < 2; ++h) {
+    float part[2][kHalf];
+    for (int i = 0; i < kHalf; ++i) {
+      part[0][i] = s[h * kHalf + i];
+      part[1][i] = q[h * kHalf + i];
+    }
+    const Wide first =
+        __builtin_convertvector(*reinterpret_cast<const LooseHalf *>(part[0]), Wide);
+    const Wide second =
+        __builtin_convertvector(*reinterpret_cast<const LooseHalf *>(part[1]), Wide);
+    sum[h] += first + n * d;
+    square[h] += second + (2.0 * d) * first + n * d * d;
+  }
+}
+
+// As group_statistics, from what the convolution has left.
+void known_statistics(const Operation &op, int64_t group, float *mean, float *inverse) {
+  const sdk_tensor &in = op.is.x;
+  const int64_t channels = in.channels / op.is.groups;
+  const double count = (double)channels * in.height * in.width;
+  const double pivot = op.moment_bias == nullptr ? 0.0 : op.moment_bias[group * channels];
+  Wide sum[2] = {}, square[2] = {};
+  for (int64_t c = group * channels; c < (group + 1) * channels; ++c)
+    add_moments(op, c, pivot, sum, square);
+  if (op.step->lanes == 1) {
+    double s = 0.0, q = 0.0;
+    for (int i = 0; i < kVector; ++i) {
+      s += sum[i / kHalf][i % kHalf];
+      q += square[i / kHalf][i % kHalf];
+    }
+    finish(pivot, s, q, count, op.is.eps, mean, inverse);
+    for (int i = 1; i < kVector; ++i) {
+      mean[i] = mean[0];
+      inverse[i] = inverse[0];
+    }
+    return;
+  }
+  for (int i = 0; i < kVector; ++i)
+    finish(pivot, sum[i / kHalf][i % kHalf], square[i / kHalf][i % kHalf], count, op.is.eps,
+           mean + i, inverse + i);
+}
+
 void group_statistics(const Operation &op, const Real *x, float *mean, float *inverse) {
   const sdk_tensor &in = op.is.x;
   const int64_t lanes = op.step->lanes;
@@ -165,7 +219,12 @@ void norm_act(const Operation &op, int64_t group, float *scratch) {
   const int64_t period = norm_period(op);
   float *mean = scratch, *inverse = scratch + period;
   const int64_t channels = is.x.channels / is.groups;
-  group_statistics(op, arena + is.x.offset + group * channels * is.x.channel_stride, mean, inverse);
+  if (op.moments != nullptr) {
+    known_statistics(op, group, mean, inverse);
+  } else {
+    const Real *x = arena + is.x.offset + group * channels * is.x.channel_stride;
+    group_statistics(op, x, mean, inverse);
+  }
   const float *a = is.film < 0 ? is.a : op.step->row + is.film;
   const float *b = is.film < 0 ? is.b : a + is.x.channels;
   const bool residual = is.y.channels > 0;

@@ -23,6 +23,11 @@ struct TileArguments {
   int64_t out_channel, out_row;
   const void *residual;  // or null
   int64_t residual_channel, residual_row;
+  // Or null: of each channel, by lane, the sum and the sum of squares of what is stored less the
+  // bias; `fresh`: not to be added to what is there.
+  float *moments;
+  int64_t moments_channel;
+  bool fresh;
 };
 using TileFunction = void (*)(const TileArguments &);
 
@@ -51,12 +56,17 @@ struct Operation {
   const Step *step;
   // Convolution: tiles over the image, blocks of panels of about equal work.
   const Tile *tiles;
-  int64_t tile_count;
+  int64_t tile_count, span;  // tiles a unit of work does in a row
   const int64_t *block;  // [blocks + 1] panels
   int64_t blocks;
   bool flat;           // the image is one run over rows and halo, gathered in scratch
   int64_t flat_floats; // of one channel in scratch
   const float *bias;   // by slot
+  // Moments that a convolution leaves for the norm after it, [C, spans, 2, vector], or null; the
+  // norm knows the number of spans and the bias [C].
+  float *moments;
+  int64_t moment_spans;
+  const float *moment_bias;
   // Taps: of each copy, its shift and which floats of a period stay in the image; keep is null
   // where pixels are taken row by row.
   const Shift *shifts;

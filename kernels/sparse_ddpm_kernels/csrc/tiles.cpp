@@ -11,6 +11,8 @@ constexpr int64_t kReach = 15;
 constexpr int64_t kRowUnit = 16;
 // Units of work per thread, so that a thread that is interrupted holds the others up little ...
 constexpr int64_t kUnitsPerThread = 8;
+// Units that an image is cut into, where it has as many tiles.
+constexpr int64_t kSpans = 16;
 // ... but none shorter than some microseconds: vector multiply-adds.
 constexpr int64_t kUnitWork = 8192;
 
@@ -79,12 +81,17 @@ Tiling make_tiling(const sdk_op &op, int64_t lanes, int threads, const Kernels &
   }
   const int64_t entries = op.panel_ptr[op.panels] * op.group;
   const int64_t tile_work = entries * height * vectors / static_cast<int64_t>(tiling.tiles.size());
+  const auto tiles = static_cast<int64_t>(tiling.tiles.size());
+  // The same for any number of threads, as sums over a span depend on it.
+  tiling.span = (tiles + kSpans - 1) / kSpans;
+  tiling.vectors = height * vectors;
+  tiling.widest = most_rows * (start[1] - start[0]);
+  const int64_t spans = (tiles + tiling.span - 1) / tiling.span;
   const int64_t units = kUnitsPerThread * threads;
   int64_t blocks = threads == 1 ? 1 : units;
   if (!tiling.flat) {
-    const auto tiles = static_cast<int64_t>(tiling.tiles.size());
-    blocks = (blocks + tiles - 1) / tiles;
-    blocks = std::min(blocks, tile_work / kUnitWork);
+    blocks = (blocks + spans - 1) / spans;
+    blocks = std::min(blocks, tiling.span * tile_work / kUnitWork);
   } else {
     blocks = std::min(blocks, entries * vectors / kUnitWork);
   }

@@ -13,6 +13,9 @@ struct Tiling {
   std::vector<int64_t> block;  // first panel of each block, then the number of panels
   bool flat = false;
   int64_t flat_floats = 0;
+  int64_t span = 1;     // tiles of a unit
+  int64_t vectors = 0;  // of the image, unless flat
+  int64_t widest = 0;   // vectors of the largest tile
 };
 
 // What a taps operation needs to know of each copy. `keep` is empty where the image cannot be moved
@@ -25,7 +28,7 @@ struct Shifts {
 
 Shifts make_shifts(const sdk_op &op, int64_t lanes, int64_t vector);
 
-// A unit of work is one tile through one block (all tiles, when flat). Neither the cut nor the
+// A unit of work is a span of tiles through one block (all tiles, when flat). Neither the cut nor the
 // number of threads changes what is summed in an output, or in which order, beyond the few
 // partial sums of very small tiles.
 Tiling make_tiling(const sdk_op &op, int64_t lanes, int threads, const Kernels &kernels);
