@@ -67,12 +67,14 @@ class GroupChoice:
     """Which G to run a weight with, and why. ``entries``: panel entries, ``[G]`` numbers each.
 
     ``dense``: the panels hold all but `FEW` of the columns, so that pruning saves nothing.
+    ``times``: estimates by G, as multiples of that of ``group``.
     """
 
     group: int
     entries: int
     reason: str
     dense: bool
+    times: Mapping[int, float]
 
 
 def _union(stored: NDArray[np.bool_], group: int) -> NDArray[np.bool_]:
@@ -130,7 +132,8 @@ def choose_group(
     dense = kept >= 1.0 - FEW
     filled = weight.nnz / max(entries[group] * group, 1)
     best = max(costs[group], 1e-9)
-    others = [f"G={g} {costs[g] / best:.2f}x" for g in costs if g != group]
+    relative = MappingProxyType({g: cost / best for g, cost in costs.items()})
+    others = [f"G={g} {time:.2f}x" for g, time in relative.items() if g != group]
     if dense:
         which = "every column" if kept == 1.0 else "nearly every column"
         why = f"runs dense: panels hold {which}, {filled:.0%} of a panel is weights"
@@ -145,4 +148,5 @@ def choose_group(
         why = f"a single row; {why}" if dense else "a single row"
     times = f"; others by estimate: {', '.join(others)}" if others else ""
     density = weight.nnz / max(rows * columns, 1)
-    return GroupChoice(group, entries[group], f"{density:.1%} stored; {why}{times}", dense)
+    reason = f"{density:.1%} stored; {why}{times}"
+    return GroupChoice(group, entries[group], reason, dense, relative)

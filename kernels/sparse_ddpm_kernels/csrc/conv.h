@@ -13,9 +13,15 @@ constexpr int kMaxGroup = kManyRegisters ? 16 : 8;
 // Vectors of pixels in a register tile of G output channels. The accumulators leave room for the
 // loaded pixels and one broadcast weight; x86 without fused multiply-add needs one more register.
 constexpr int tile_limit(int group) {
-  return kManyRegisters  ? (group == 1 ? 16 : group == 2 ? 12 : group == 4 ? 6 : group == 8 ? 3 : 1)
-         : kVector == 8 ? (group == 1 ? 12 : group == 2 ? 6 : group == 4 ? 3 : 1)
-                        : (group == 1 ? 8 : group == 2 ? 5 : group == 4 ? 2 : 1);
+  return kManyRegisters && kVector > 4 ? (group == 1   ? 16
+                                          : group == 2 ? 12
+                                          : group == 4 ? 6
+                                          : group == 8 ? 3
+                                                       : 1)
+         // NEON keeps some registers for weights and addresses.
+         : kManyRegisters ? (group == 1 ? 12 : group == 2 ? 8 : group == 4 ? 6 : group == 8 ? 3 : 1)
+         : kVector == 8   ? (group == 1 ? 12 : group == 2 ? 6 : group == 4 ? 3 : 1)
+                          : (group == 1 ? 8 : group == 2 ? 5 : group == 4 ? 2 : 1);
 }
 
 // Entries that are summed before the sum is put aside: rounding errors then grow with the root of
