@@ -227,7 +227,8 @@ def _step(
             )
         case NormAct(film=film, silu=silu):
             parts = ["group norm", *["FiLM"] * (film is not None), *["SiLU"] * silu]
-            return Step(operation, " + ".join(parts), "one read for statistics, one to apply")
+            why = "one read to apply; statistics from a convolution of large tiles, else one read"
+            return Step(operation, " + ".join(parts), why)
         case ChannelNorm():
             return Step(operation, "channel norm", "a few vectors of pixels stay in cache")
         case Attention():
