@@ -63,12 +63,13 @@ def build_library(folder: Path, *options: str) -> Path:
 
 
 def run_engine_tests(
-    pattern: str = "test_engine_cpu_*.py",
+    *patterns: str,
     remote: list[str] | None = None,
     without: tuple[str, ...] = (),
     **environment: str,
 ) -> subprocess.CompletedProcess[str]:
-    """The engine's tests whose file names match, and the binding's, in a fresh interpreter.
+    """The engine's tests whose file names match (default: all), and the binding's, in a fresh
+    interpreter.
 
     ``remote``: the command that serves the library they use, instead of one that is loaded.
     ``without``: parts of the names of tests to leave out.
@@ -80,8 +81,11 @@ def run_engine_tests(
         "PYTHONPATH": os.pathsep.join(map(str, paths)),
         **environment,
     }
-    tests = sorted(ROOT.glob(f"tests/{pattern}"))
-    assert tests
+    tests = []
+    for pattern in patterns or ("test_engine_cpu_*.py",):
+        found = sorted(ROOT.glob(f"tests/{pattern}"))
+        assert found, pattern
+        tests += found
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
     if remote is not None:
         variables.pop("SPARSE_DDPM_LIBRARY", None)
