@@ -42,8 +42,22 @@ SDK_INLINE Vec load(const float *p) { return *reinterpret_cast<const LooseVec *>
 SDK_INLINE void store(float *p, Vec v) { *reinterpret_cast<LooseVec *>(p) = v; }
 SDK_INLINE Vec splat(float s) { return s - Vec{}; }
 
+// Sanitizers do not see what the processor's masked loads and stores touch: there they are loops.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SDK_UNMASKED 1
+#endif
+
 // The first n lanes, 0 < n <= kVector, the others zero; and the store of as many.
-#if defined(__AVX512F__)
+#if defined(SDK_UNMASKED)
+SDK_INLINE Vec load(const float *p, int64_t n) {
+  Vec v = {};
+  for (int64_t i = 0; i < n; ++i) v[i] = p[i];
+  return v;
+}
+SDK_INLINE void store(float *p, Vec v, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) p[i] = v[i];
+}
+#elif defined(__AVX512F__)
 SDK_INLINE Vec load(const float *p, int64_t n) {
   return (Vec)_mm512_maskz_loadu_ps((__mmask16)(0xffffu >> (16 - n)), p);
 }
@@ -91,14 +105,6 @@ SDK_INLINE Vec load(const Half *p) {
 SDK_INLINE void store(Half *p, Vec v) {
   _mm256_storeu_si256((__m256i *)p, _mm512_maskz_cvtps_ph(0xffff, (__m512)v, 0));
 }
-SDK_INLINE Vec load(const Half *p, int64_t n) {
-  const __mmask16 lanes = (__mmask16)(0xffffu >> (16 - n));
-  return (Vec)_mm512_maskz_cvtph_ps(0xffff, _mm256_maskz_loadu_epi16(lanes, p));
-}
-SDK_INLINE void store(Half *p, Vec v, int64_t n) {
-  const __mmask16 lanes = (__mmask16)(0xffffu >> (16 - n));
-  _mm256_mask_storeu_epi16(p, lanes, _mm512_maskz_cvtps_ph(0xffff, (__m512)v, 0));
-}
 #elif defined(__F16C__) || defined(__aarch64__)
 #define SDK_HAS_HALF 1
 SDK_INLINE Vec load(const Half *p) {
@@ -115,6 +121,18 @@ SDK_INLINE void store(Half *p, Vec v) {
   vst1_u16(&p->bits, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)v)));
 #endif
 }
+#endif
+
+#if defined(__AVX512F__) && !defined(SDK_UNMASKED)
+SDK_INLINE Vec load(const Half *p, int64_t n) {
+  const __mmask16 lanes = (__mmask16)(0xffffu >> (16 - n));
+  return (Vec)_mm512_maskz_cvtph_ps(0xffff, _mm256_maskz_loadu_epi16(lanes, p));
+}
+SDK_INLINE void store(Half *p, Vec v, int64_t n) {
+  const __mmask16 lanes = (__mmask16)(0xffffu >> (16 - n));
+  _mm256_mask_storeu_epi16(p, lanes, _mm512_maskz_cvtps_ph(0xffff, (__m512)v, 0));
+}
+#elif defined(SDK_HAS_HALF)
 SDK_INLINE Vec load(const Half *p, int64_t n) {
   if (n == kVector) return load(p);
   Half part[kVector] = {};
