@@ -1,10 +1,11 @@
-"""Does the plan choose the fastest G? Each G timed beside the estimate that the choice goes by.
+"""Does the plan choose the fastest G? Each layer's time at every G beside the plan's choice.
 
-python benchmarks/cost_model.py [--batch 1 16] [--dtype float32] [--threads 1] [--rounds 12]
-    [--density 1 0.5 0.1 0.05] [--pattern element vector:16] [--json FILE]
+python benchmarks/cost_model.py [MODEL:SPARSITY:PATTERN ...] [--batch 1 16] [--dtype float32]
+    [--threads 1] [--rounds 4] [--layers] [--json FILE]
 
-For 3x3 and 1x1 convolutions of the paper's U-Net: the time of every G, measured in turns, beside
-the one that the plan takes. The loss of a choice is its time over that of the best G, less one.
+Layers are timed inside whole steps, one engine for each G, in turns: alone, with its input in the
+nearest cache, a layer likes another G than in a step. The loss of a choice is its time over that of
+the best G, less one; of a ticket, the same of all its convolutions together.
 """
 
 from __future__ import annotations
@@ -20,35 +21,32 @@ from pathlib import Path
 import numpy as np
 
 from sparse_ddpm.bench.machine import machine
-from sparse_ddpm.cli.common import positive
+from sparse_ddpm.cli.common import positive, synthetic
 from sparse_ddpm.engine.cpu import CpuEngine
 from sparse_ddpm.engine.panels import ENTRY_COSTS, GROUPS, choose_group
+from sparse_ddpm.engine.plan import make_plan
 from sparse_ddpm.errors import SparseDDPMError
 from sparse_ddpm.files import write_atomically
-from sparse_ddpm.formats import BSR, CSR, Dense, Matrix
-from sparse_ddpm.program import Conv, Program, TimeEmbedding
-from sparse_ddpm.ticket.config import Pattern
-from sparse_ddpm.ticket.synthetic import random_mask
+from sparse_ddpm.lower import lower
+from sparse_ddpm.program import Conv, Program
 
-LAYERS = ((64, 32, 3), (128, 16, 3), (256, 8, 3), (512, 4, 3), (256, 8, 1))
-"""Channels, side of the image and of the kernel."""
-
-BURST_S, LEAST_STEPS = 0.004, 2
-"""Steps of one G are repeated so long before the next one's turn; the fastest step counts."""
+TICKETS = (
+    "paper:0:element",
+    *(f"paper:{sparsity}:element" for sparsity in (0.35, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)),
+    *(f"paper:{sparsity}:vector:16" for sparsity in (0.5, 0.9, 0.95, 0.99)),
+)
 
 SAME = 0.02
 """A choice within this of the best counts as the best: as near as times repeat."""
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """One layer. ``measured_us``, ``estimated``: by G, the estimates as multiples of the chosen
-    one's."""
+class Layer:
+    """A convolution. ``measured_us``: a step, by G; ``estimated``: multiples of the chosen G's."""
 
-    layer: str
-    pattern: str
-    density: float
+    ticket: str
     batch: int
+    name: str
     chosen: int
     best: int
     loss: float
@@ -56,35 +54,10 @@ class Case:
     estimated: dict[int, float]
 
 
-def weight(pattern: str, density: float, rows: int, cin: int, size: int) -> Matrix:
-    rng = np.random.default_rng(0)
-    unit = Pattern.parse(pattern)
-    mask = random_mask((rows, cin, size, size), 1.0 - density, unit, rng).reshape(rows, -1)
-    values = np.where(mask, rng.standard_normal(mask.shape), 0.0).astype(np.float32)
-    if density == 1.0:
-        return Dense(values)
-    if unit.rows == unit.columns == 1:
-        return CSR.from_dense(values, mask)
-    return BSR.from_dense(values, (unit.rows, unit.columns), size * size, mask)
-
-
-def program_of(matrix: Matrix, channels: int, side: int, size: int) -> Program:
-    time = TimeEmbedding(
-        dim=2,
-        weight1=np.zeros((1, 2), np.float32),
-        bias1=np.zeros(1, np.float32),
-        weight2=np.zeros((1, 1), np.float32),
-        bias2=np.zeros(1, np.float32),
-        film=Dense(np.zeros((0, 1), np.float32)),
-        film_bias=np.zeros(0, np.float32),
-    )
-    return Program((Conv("y", "x", matrix, size),), "x", (channels, side, side), "y", time)
-
-
-def times(program: Program, batch: int, options: argparse.Namespace) -> dict[int, float]:
-    """Seconds of the convolution by G: each in its turn, the fastest step of each."""
+def times(program: Program, batch: int, options: argparse.Namespace) -> dict[int, dict[str, float]]:
+    """Seconds of what each operation makes, by G: the fastest of the second steps of all turns."""
     x = np.random.default_rng(1).standard_normal((batch, *program.input_shape), dtype=np.float32)
-    found = dict.fromkeys(GROUPS, float("inf"))
+    found: dict[int, dict[str, float]] = {group: {} for group in GROUPS}
     with ExitStack() as stack:
         engines = {}
         for group in GROUPS:
@@ -92,96 +65,103 @@ def times(program: Program, batch: int, options: argparse.Namespace) -> dict[int
                 program, batch, options.threads, options.dtype, group=group, profile=True
             )
             engines[group] = stack.enter_context(engine)
-            engine.set_schedule(np.array([1.0]))
-            engine.run(x, 0)
+            engine.set_schedule(np.array([500.0]))
         for _ in range(options.rounds):
             for group, engine in engines.items():
                 engine.run(x, 0)  # this one finds the caches full of another's values
-                spent, steps = 0.0, 0
-                while spent < BURST_S or steps < LEAST_STEPS:
-                    engine.run(x, 0)
-                    taken = dict(engine.timings())["y"]
-                    found[group] = min(found[group], taken)
-                    spent, steps = spent + taken, steps + 1
+                engine.run(x, 0)
+                for name, seconds in engine.timings():
+                    found[group][name] = min(seconds, found[group].get(name, seconds))
     return found
 
 
-def cases(options: argparse.Namespace) -> Iterator[Case]:
-    for channels, side, size in LAYERS:
-        for pattern in options.pattern:
-            for density in options.density:
-                if density == 1.0 and pattern != options.pattern[0]:
-                    continue  # what is not pruned has no pattern
-                matrix = weight(pattern, density, channels, channels, size)
-                program = program_of(matrix, channels, side, size)
-                for batch in options.batch:
-                    measured = times(program, batch, options)
-                    with CpuEngine(program, batch, 1, options.dtype) as planned:
-                        step, lanes = planned.plan.steps[-1], planned.plan.lanes
-                    costs = ENTRY_COSTS[options.dtype][lanes > 1]
-                    best = min(measured, key=lambda g: measured[g])
-                    yield Case(
-                        layer=f"{size}x{size} of {channels} at {side}x{side}",
-                        pattern="-" if density == 1.0 else pattern,
-                        density=density,
-                        batch=batch,
-                        chosen=step.group,
-                        best=best,
-                        loss=measured[step.group] / measured[best] - 1.0,
-                        measured_us={g: 1e6 * s for g, s in measured.items()},
-                        estimated=dict(choose_group(matrix, None, costs).times),
-                    )
+def layers(ticket: str, batch: int, options: argparse.Namespace) -> Iterator[Layer]:
+    program = lower(synthetic(ticket))
+    plan = make_plan(program, batch, options.dtype)
+    measured = times(program, batch, options)
+    for step in plan.steps:
+        if not isinstance(step.operation, Conv):
+            continue
+        name = step.operation.out
+        by_group = {group: 1e6 * measured[group][name] for group in GROUPS}
+        best = min(by_group, key=lambda group: by_group[group])
+        costs = ENTRY_COSTS[options.dtype][plan.lanes > 1]
+        yield Layer(
+            ticket=ticket,
+            batch=batch,
+            name=name,
+            chosen=step.group,
+            best=best,
+            loss=by_group[step.group] / by_group[best] - 1.0,
+            measured_us=by_group,
+            estimated=dict(choose_group(step.operation.weight, None, costs).times),
+        )
 
 
-def line(case: Case) -> str:
-    least = min(case.measured_us.values())
-    row = " ".join(
-        f"{case.measured_us[g] / least:>5.2f} ({case.estimated[g]:.2f})"
-        if g in case.estimated
-        else f"{case.measured_us[g] / least:>5.2f}       "
-        for g in GROUPS
+def layer_line(layer: Layer) -> str:
+    least = min(layer.measured_us.values())
+    row = "  ".join(
+        f"{group}: {time / least:.2f}"
+        + (f" ({layer.estimated[group]:.2f})" if group in layer.estimated else "")
+        for group, time in layer.measured_us.items()
+    )
+    return f"    {layer.name:<22} {least:>9.1f} us  G={layer.chosen:<2}  {layer.loss:>6.1%}  {row}"
+
+
+def ticket_line(found: Sequence[Layer]) -> str:
+    """One ticket and batch: how often the choice is the best, and what it costs."""
+    chosen = sum(layer.measured_us[layer.chosen] for layer in found)
+    best = sum(layer.measured_us[layer.best] for layer in found)
+    losses = np.array([layer.loss for layer in found])
+    uniform = "  ".join(
+        f"{group}: {sum(layer.measured_us[group] for layer in found) / best:.2f}"
+        for group in GROUPS
     )
     return (
-        f"{case.layer:<20} {case.pattern:<10} {case.density:>7.0%} {case.batch:>5} "
-        f"{case.chosen:>6} {case.best:>4} {case.loss:>6.1%} {least:>9.1f}  {row}"
+        f"{found[0].ticket:<22} {found[0].batch:>5} {np.mean(losses <= SAME):>8.0%} "
+        f"{chosen / best - 1.0:>6.1%} {best / 1e3:>9.2f}  {uniform}"
     )
 
 
-def summary(found: Sequence[Case]) -> str:
-    losses = np.array([case.loss for case in found])
-    worst = max(found, key=lambda case: case.loss)
+def summary(found: Sequence[Layer]) -> str:
+    losses = np.array([layer.loss for layer in found])
+    worst = max(found, key=lambda layer: layer.loss)
     return (
-        f"the best G in {np.mean(losses <= SAME):.0%} of {len(found)} cases (within {SAME:.0%}); "
-        f"mean loss {losses.mean():.1%}, largest {worst.loss:.1%} ({worst.layer}, {worst.pattern}, "
-        f"{worst.density:.0%} stored, batch {worst.batch}: G={worst.chosen}, not {worst.best})"
+        f"the best G in {np.mean(losses <= SAME):.0%} of {len(found)} layers (within {SAME:.0%}); "
+        f"mean loss {losses.mean():.1%}, largest {worst.loss:.0%} ({worst.name} of {worst.ticket}, "
+        f"batch {worst.batch}: G={worst.chosen}, not {worst.best})"
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "tickets", nargs="*", default=list(TICKETS), metavar="MODEL:SPARSITY:PATTERN"
+    )
     parser.add_argument("--batch", type=positive, nargs="+", default=[1, 16])
     parser.add_argument("--dtype", default="float32", choices=tuple(ENTRY_COSTS))
     parser.add_argument("--threads", type=positive, default=1)
-    parser.add_argument("--rounds", type=positive, default=12, help="turns of each G")
-    densities = [1.0, 0.8, 0.65, 0.5, 0.2, 0.1, 0.05, 0.02]
-    parser.add_argument("--density", type=float, nargs="+", default=densities)
-    parser.add_argument("--pattern", nargs="+", default=["element", "vector:16"])
+    parser.add_argument("--rounds", type=positive, default=4, help="turns of each G")
+    parser.add_argument("--layers", action="store_true", help="a line for each layer, too")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
-    found: list[Case] = []
+    found: list[Layer] = []
     print(
-        f"{'layer':<20} {'pattern':<10} {'stored':>7} {'batch':>5} {'chosen':>6} {'best':>4} "
-        f"{'loss':>6} {'best us':>9}  times by G over the best, (estimates over the chosen)"
+        f"{'ticket':<22} {'batch':>5} {'best':>8} {'loss':>6} {'best ms':>9}  all layers at one G"
     )
     try:
-        for case in cases(options):
-            found.append(case)
-            print(line(case), flush=True)
+        for ticket in options.tickets:
+            for batch in options.batch:
+                these = list(layers(ticket, batch, options))
+                found += these
+                print(ticket_line(these), flush=True)
+                if options.layers:
+                    print("\n".join(map(layer_line, these)), flush=True)
         print(summary(found))
         if options.json:
             result = {"schema": 1, "dtype": options.dtype, "threads": options.threads}
-            rows = [asdict(case) for case in found]
-            text = json.dumps({**result, "machine": machine(), "cases": rows}, indent=1) + "\n"
+            rows = [asdict(layer) for layer in found]
+            text = json.dumps({**result, "machine": machine(), "layers": rows}, indent=1) + "\n"
             write_atomically(options.json, lambda file: file.write(text.encode()))
     except SparseDDPMError as error:
         print(f"cost_model: {error}", file=sys.stderr)

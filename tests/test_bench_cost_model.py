@@ -26,30 +26,34 @@ def cost_model() -> ModuleType:
 
 
 def test_every_group_is_timed_beside_the_choice(
-    cost_model: ModuleType,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    cost_model: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cost_model, "LAYERS", ((16, 4, 3),))
     file = tmp_path / "cost.json"
-    arguments = ["--rounds", "1", "--density", "1", "0.1", "--json", str(file)]
-    assert cost_model.main(arguments) == 0
-    cases = json.loads(file.read_text())["cases"]
-    kinds = [(case["pattern"], case["density"], case["batch"]) for case in cases]
-    dense = [("-", 1.0, 1), ("-", 1.0, 16)]
-    assert kinds == [*dense, *((p, 0.1, b) for p in ("element", "vector:16") for b in (1, 16))]
-    for case in cases:
-        measured = {int(group): time for group, time in case["measured_us"].items()}
-        estimated = {int(group): time for group, time in case["estimated"].items()}
-        assert tuple(measured) == tuple(estimated) == GROUPS
+    tickets = ["small:0:element", "small:0.95:element"]
+    arguments = ["--rounds", "1", "--batch", "1", "--layers", "--json", str(file)]
+    assert cost_model.main([*tickets, *arguments]) == 0
+    found = json.loads(file.read_text())["layers"]
+    assert [ticket for ticket in tickets for _ in range(len(found) // 2)] == [
+        layer["ticket"] for layer in found
+    ]
+    assert found[0]["name"] == "init_conv"
+    for layer in found:
+        measured = {int(group): time for group, time in layer["measured_us"].items()}
+        estimated = {int(group): time for group, time in layer["estimated"].items()}
+        assert tuple(measured) == GROUPS
         assert min(measured.values()) > 0.0
-        assert case["best"] == min(measured, key=lambda group: measured[group])
-        assert case["chosen"] == min(estimated, key=lambda group: estimated[group])
-        assert estimated[case["chosen"]] == 1.0
-        assert case["loss"] == pytest.approx(
-            measured[case["chosen"]] / measured[case["best"]] - 1.0
-        )
+        assert layer["best"] == min(measured, key=lambda group: measured[group])
+        assert layer["chosen"] == min(estimated, key=lambda group: estimated[group])
+        assert estimated[layer["chosen"]] == 1.0
+        loss = measured[layer["chosen"]] / measured[layer["best"]] - 1.0
+        assert layer["loss"] == pytest.approx(loss)
     out = capsys.readouterr().out.splitlines()
-    assert len(out) == 1 + len(cases) + 1
-    assert f"of {len(cases)} cases" in out[-1]
+    assert len(out) == 1 + 2 + len(found) + 1
+    assert f"of {len(found)} layers" in out[-1]
+
+
+def test_a_wrong_ticket_is_one_error(
+    cost_model: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cost_model.main(["large:0.9:element"]) == 1
+    assert "expected MODEL:SPARSITY:PATTERN" in capsys.readouterr().err
