@@ -13,7 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-ABI = 3
+ABI = 4
 LIBRARY = "sparse_ddpm_cpu.so"
 ISAS = ("baseline", "avx2", "avx512", "neon")
 """Instruction sets, by their number in the library. AArch64 has ``neon`` and nothing else.
@@ -49,10 +49,9 @@ class Kind(enum.IntEnum):
     UPSAMPLE = 8
     COPY = 9
     ADD = 10
-    TAPS = 11
-    LINEAR_CONTEXT = 12
-    LINEAR_MERGE = 13
-    LINEAR_APPLY = 14
+    LINEAR_CONTEXT = 11
+    LINEAR_MERGE = 12
+    LINEAR_APPLY = 13
 
 
 class Tensor(ctypes.Structure):
@@ -115,7 +114,7 @@ class Op(ctypes.Structure):
         ("dim_head", ctypes.c_int32),
         ("group", ctypes.c_int32),
         ("size", ctypes.c_int32),
-        ("reserved", ctypes.c_int32),
+        ("copies", ctypes.c_int32),
         ("film", ctypes.c_int64),
         ("eps", ctypes.c_double),
         ("out", Tensor),

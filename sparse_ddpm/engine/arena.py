@@ -7,7 +7,7 @@ right of one row serve as those at the left of the next, so rows are ``(W + halo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -21,7 +21,6 @@ FLOAT_BYTES = 4
 LINE = 16
 """Floats in a cache line: the alignment of buffers and channels."""
 
-NO_TAPS: Mapping[str, int] = MappingProxyType({})
 NO_BLOCKS: Mapping[str, LinearBlock] = MappingProxyType({})
 
 FULL_PASS = 13
@@ -85,14 +84,12 @@ class _Layout:
     channel_stride: int
 
 
-def _layout(height: int, width: int, halo: int, lanes: int, columns: int | None = None) -> _Layout:
-    """``columns``: of zeros between rows and past their ends, by default as many as ``halo``."""
-    columns = halo if columns is None else columns
-    row = (width + columns) * lanes
-    lead = _round_up(halo * row + columns * lanes)
+def _layout(height: int, width: int, halo: int, lanes: int) -> _Layout:
+    row = (width + halo) * lanes
+    lead = _round_up(halo * row + halo * lanes)
     image = (height - 1) * row + width * lanes
     # One more line: the last vector of an image may reach up to 15 floats past its taps.
-    lines = _round_up(lead + image + halo * row + columns * lanes + LINE) // LINE
+    lines = _round_up(lead + image + halo * row + halo * lanes + LINE) // LINE
     # An odd number of lines, so that one pixel's channels spread over all sets of the caches.
     return _Layout(lead, row, LINE * (lines | 1))
 
@@ -191,24 +188,17 @@ def _place(intervals: Mapping[str, tuple[int, int, int]], reuse: bool) -> dict[s
     return placed
 
 
-def taps_of(name: str) -> str:
-    """The name of the shifted copies of its input that the convolution ``name`` reads."""
-    return f"{name}/taps"
-
-
 def plan_arena(
     program: Program,
     lanes: int,
     keep_all: bool,
-    tapped: Mapping[str, int] = NO_TAPS,
+    copied: Collection[str] = (),
     blocks: Mapping[str, LinearBlock] = NO_BLOCKS,
     number_bytes: int = FLOAT_BYTES,
 ) -> Arena:
     """Place every value of ``program``; with ``keep_all`` no memory is used twice.
 
-    ``tapped``: copies of each input channel that a convolution reads in place of its input (see
-    `taps_of`): one for each column of the kernel, with rows of zeros around, or one for each tap,
-    without. Their inputs need no halo. Values inside ``blocks`` get no place; the contexts of a
+    ``copied``: convolutions that read shifted copies of their input, which needs no halo. Values inside ``blocks`` get no place; the contexts of a
     block are a buffer of floats, see `contexts_of`. ``number_bytes``: of an activation.
     """
     stages = _stages(program, blocks)
@@ -226,7 +216,7 @@ def plan_arena(
     for name in times:
         halos.setdefault(root(name)[0], 0)
     for operation in program.operations:
-        if isinstance(operation, Conv) and operation.x in times and operation.out not in tapped:
+        if isinstance(operation, Conv) and operation.x in times and operation.out not in copied:
             owner = root(operation.x)[0]
             halos[owner] = max(halos[owner], operation.size // 2)
 
@@ -240,20 +230,8 @@ def plan_arena(
         begin, end = spans.get(owner, (first, last))
         spans[owner] = (min(begin, first), max(end, last))
     shapes = {name: program.shapes[name] for name in times}
-    for step, operation in enumerate(program.operations, start=1):
-        if isinstance(operation, Conv) and operation.out in tapped:
-            name, size = taps_of(operation.out), operation.size
-            channels, height, width = shapes[operation.x]
-            copies = tapped[operation.out]
-            shapes[name] = (channels * copies, height, width)
-            halos[name] = size // 2 if copies == size else 0
-            layouts[name] = _layout(height, width, halos[name], lanes, columns=0)
-            if copies != size and height * width * lanes % LINE == 0:
-                # Nothing reads past a copy of whole lines, so they can lie side by side.
-                image = height * width * lanes
-                layouts[name] = _Layout(0, width * lanes, image)
-            spans[name] = (step, step)
-    # Shifted copies read a little before an image: a line of its own, that nothing else writes.
+    # Whoever makes shifted copies reads a little before an image: a line of its own, that nothing else
+    # writes.
     sizes = {
         name: (LINE + shapes[name][0] * layouts[name].channel_stride, *spans[name])
         for name in halos

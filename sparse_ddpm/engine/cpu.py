@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sparse_ddpm_kernels import POISON, PROFILE, Executor, KernelError, Kind, Op, Tensor
 from sparse_ddpm_kernels.binding import NativeBlock, NativeWeight
 
-from sparse_ddpm.engine.arena import Placement, contexts_of, taps_of
+from sparse_ddpm.engine.arena import Placement, contexts_of
 from sparse_ddpm.engine.base import Engine, Images, check_batch, check_timesteps
 from sparse_ddpm.engine.fuse import LinearBlock, Weight
 from sparse_ddpm.engine.plan import Plan, Step, concat_copies, make_plan
@@ -284,15 +284,9 @@ class _Ops:
 
     def _conv(self, op: Op, operation: Conv, step: Step) -> None:
         panels = self._plan.panels(step)
-        source = operation.x
-        if step.taps:
-            source = taps_of(operation.out)
-            taps = Op(kind=Kind.TAPS, size=operation.size)
-            taps.x, taps.out = self._tensor(operation.x), self._tensor(source)
-            taps.out.halo = 0  # the operation itself clears it
-            self._add(operation.out, taps)
         op.kind = Kind.CONV
-        op.x, op.y = self._tensor(source), self._tensor(operation.residual)
+        op.x, op.y = self._tensor(operation.x), self._tensor(operation.residual)
+        op.size, op.copies = operation.size, step.copies
         op.group, op.panels = step.group, len(panels.rows)
         op.a = self._address(operation.bias, np.float32)
         op.panel_ptr = self._address(panels.ptr, np.int64)

@@ -13,7 +13,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_ddpm.engine.arena import LINE, Arena, Placement, lanes_for, plan_arena, taps_of
+from sparse_ddpm.engine.arena import LINE, Arena, Placement, lanes_for, plan_arena
 from sparse_ddpm.engine.fuse import LinearBlock, fuse
 from sparse_ddpm.engine.panels import (
     ENTRY_COSTS,
@@ -51,7 +51,7 @@ MAX_OFFSET = 2**31 - 1
 SMALL_IMAGE = 64
 """Pixels of an image for which shifted copies pay with any panels."""
 
-MAX_TAPPED_SIZE = 5
+MAX_COPIED_SIZE = 5
 """Larger kernels would need more copies than they are worth."""
 
 
@@ -61,8 +61,8 @@ class Step:
 
     ``operation``: that, or the last of the ``block``. ``flops``: what a convolution or a block
     executes for one image, filled-in zeros included, a multiplication and its addition as two;
-    else 0. For convolutions: ``group`` (G), ``entries`` (panel entries) and ``taps``, the shifted
-    copies of each input channel that it reads.
+    else 0. For convolutions: ``group`` (G), ``entries`` (panel entries) and ``copies``, the
+    shifted ones of each input channel that it reads.
     """
 
     operation: Operation
@@ -71,7 +71,7 @@ class Step:
     group: int = 0
     entries: int = 0
     flops: int = 0
-    taps: int = 0
+    copies: int = 0
     block: LinearBlock | None = None
 
     @property
@@ -110,13 +110,17 @@ class Plan:
     def offsets(self, step: Step, panels: Panels) -> NDArray[np.int32]:
         """Floats from an output pixel to the input pixel of each panel entry, ``[entries]``.
 
+        The column of the weight instead where shifted copies are read: the kernels lay those out.
+
         Raises `EngineError` when the input is too large for 32-bit offsets.
         """
         operation = step.operation
         if not isinstance(operation, Conv):
             raise EngineError(expected(f"offsets of {operation.out}", "a Conv", step.kernel))
+        if step.copies:
+            return panels.columns.astype(np.int32)
         size, middle = operation.size, operation.size // 2
-        x = self.arena.placements[taps_of(operation.out) if step.taps else operation.x]
+        x = self.arena.placements[operation.x]
         if x.shape[0] * x.channel_stride > MAX_OFFSET:
             raise EngineError(
                 expected(
@@ -127,13 +131,8 @@ class Plan:
             )
         channel, tap = np.divmod(np.arange(operation.weight.shape[1]), size * size)
         row, column = np.divmod(tap, size)
-        if step.taps == size * size:
-            by_column = (channel * step.taps + tap) * x.channel_stride
-        elif step.taps == size:
-            by_column = (channel * size + column) * x.channel_stride + (row - middle) * x.row_stride
-        else:
-            by_column = channel * x.channel_stride + (row - middle) * x.row_stride
-            by_column += (column - middle) * self.lanes
+        by_column = channel * x.channel_stride + (row - middle) * x.row_stride
+        by_column += (column - middle) * self.lanes
         offsets: NDArray[np.int32] = by_column.astype(np.int32)[panels.columns]
         return offsets
 
@@ -164,16 +163,16 @@ def make_plan(
     convs = [op for op in program.operations if isinstance(op, Conv) and op.out not in inside]
     costs = ENTRY_COSTS[dtype][lanes > 1]
     groups = {op.out: choose_group(op.weight, group, costs) for op in convs}
-    tapped = {
+    copied = {
         op.out: copies
         for op in convs
-        if (copies := _choose_taps(op, groups[op.out].group, lanes, program.shapes[op.out]))
+        if (copies := _choose_copies(op, groups[op.out].group, lanes, program.shapes[op.out]))
     }
-    arena = plan_arena(program, lanes, keep_all, tapped, blocks, DTYPES[dtype])
+    arena = plan_arena(program, lanes, keep_all, copied, blocks, DTYPES[dtype])
     steps = tuple(
         _block_step(blocks[op.out], program)
         if op.out in blocks
-        else _step(op, program, arena, groups, tapped, reasons)
+        else _step(op, program, arena, groups, copied, reasons)
         for op in program.operations
         if op.out not in inside
     )
@@ -187,7 +186,7 @@ def _block_step(block: LinearBlock, program: Program) -> Step:
     return Step(block.out_norm, kernel, block.reason, flops=flops, block=block)
 
 
-def _choose_taps(operation: Conv, group: int, lanes: int, shape: Shape) -> int:
+def _choose_copies(operation: Conv, group: int, lanes: int, shape: Shape) -> int:
     """Shifted copies of each input channel that pay, 0 for none.
 
     With whole vectors of images as lanes every tap is aligned. Otherwise copies save the loads that
@@ -195,7 +194,7 @@ def _choose_taps(operation: Conv, group: int, lanes: int, shape: Shape) -> int:
     pixel is used once, and for small images, where much of each row is halo).
     """
     image = shape[1] * shape[2] * lanes
-    if operation.size == 1 or operation.size > MAX_TAPPED_SIZE or lanes % LINE == 0:
+    if operation.size == 1 or operation.size > MAX_COPIED_SIZE or lanes % LINE == 0:
         return 0
     if image <= LINE:
         return operation.size**2
@@ -207,12 +206,12 @@ def _step(
     program: Program,
     arena: Arena,
     groups: Mapping[str, GroupChoice],
-    tapped: Mapping[str, int],
+    copied: Mapping[str, int],
     reasons: Mapping[str, str],
 ) -> Step:
     match operation:
         case Conv(out=out, size=size):
-            choice, copies = groups[out], tapped.get(out, 0)
+            choice, copies = groups[out], copied.get(out, 0)
             _, height, width = program.shapes[out]
             flops = 2 * choice.entries * choice.group * height * width
             source = {0: "", size: ", columns shifted", size**2: ", taps shifted"}[copies]

@@ -244,7 +244,7 @@ SDK_INLINE void channel_vectors(const Operation &op, const sdk_tensor &t, float 
 
 // Unit: a head of a slice of the images.
 template <void (*Compute)(const Head &, float *)>
-void attention(const Operation &op, int64_t unit, float *scratch) {
+void attention(const Operation &op, int64_t unit, Scratch &scratch) {
   const sdk_tensor &x = op.is.x, &out = op.is.out;
   const int64_t slices = head_slices(op);
   const int64_t first = unit / slices, slice = unit % slices;  // head, then images
@@ -264,12 +264,12 @@ void attention(const Operation &op, int64_t unit, float *scratch) {
     head.k = head.q + hidden * x.channel_stride;
     head.v = head.k + hidden * x.channel_stride;
     head.out = reinterpret_cast<float *>(to);
-    return Compute(head, scratch);
+    return Compute(head, scratch.floats);
   }
   head.step = kVector;
   head.in = head.result = head.vectors * kVector;
   float *copy[4];
-  for (int i = 0; i < 4; ++i) copy[i] = scratch + i * depth * head.in;
+  for (int i = 0; i < 4; ++i) copy[i] = scratch.floats + i * depth * head.in;
   for (int i = 0; i < 3; ++i)
     for (int64_t d = 0; d < depth; ++d) {
       float *channel = copy[i] + d * head.in;
@@ -283,7 +283,7 @@ void attention(const Operation &op, int64_t unit, float *scratch) {
   head.k = copy[1];
   head.v = copy[2];
   head.out = copy[3];
-  Compute(head, scratch + copied_floats(op));
+  Compute(head, scratch.floats + copied_floats(op));
   for (int64_t d = 0; d < depth; ++d)
     channel_vectors(op, out, copy[3] + d * head.result, to + d * out.channel_stride,
                     [](const float *a, Real *b, int64_t n) { store(b, load(a, n), n); });

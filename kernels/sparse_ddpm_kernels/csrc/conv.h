@@ -1,7 +1,7 @@
 // Sparse convolution over panels: y[co, p] = bias[co] + sum_k value[k, co] * x[offset_k + p].
 #pragma once
 
-#include "real.h"
+#include "taps.h"
 
 namespace {
 
@@ -267,7 +267,7 @@ TileFunction pick_tile(int32_t group, int32_t rows, int32_t vectors) {
 SDK_INLINE TileArguments tile_arguments(const Operation &op) {
   const sdk_op &is = op.is;
   TileArguments t = {};
-  t.x_row = is.x.row_stride;
+  t.x_row = op.x_row;
   t.panel_ptr = is.panel_ptr;
   t.offset = is.offset;
   t.value = is.value;
@@ -285,7 +285,7 @@ int64_t conv_units(const Operation &op) {
 }
 
 // A few tiles of the image through one block of panels.
-void conv_rows(const Operation &op, int64_t unit) {
+void conv_rows(const Operation &op, int64_t unit, Scratch &scratch) {
   const sdk_op &is = op.is;
   Real *arena = arena_of(op);
   const int64_t block = unit % op.blocks, span = unit / op.blocks, first = span * op.span;
@@ -300,10 +300,11 @@ void conv_rows(const Operation &op, int64_t unit) {
   t.residual_row = is.y.row_stride;
   t.moments_channel = conv_spans(op) * 2 * kVector;
   if (op.moments != nullptr) t.moments = op.moments + span * 2 * kVector;
+  const Real *x = op.taps.copies > 0 ? taps_of(op, span, scratch) : arena + is.x.offset;
   const int step = is.group < kMaxGroup ? is.group : kMaxGroup;
   for (int64_t i = first; i < last; ++i) {
     const sdk::Tile &tile = op.tiles[i];
-    t.x = arena + is.x.offset + tile.x;
+    t.x = x + tile.x;
     t.out = arena + is.out.offset + tile.out;
     if (is.y.channels > 0) t.residual = arena + is.y.offset + tile.residual;
     t.fresh = i == first;
@@ -315,11 +316,13 @@ alignas(64) constexpr int32_t kOwnSlots[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10,
 
 // A block of panels over the whole image as one run, halo columns included (their sums are
 // dropped): for images whose rows are no multiple of the vectors.
-void conv_flat(const Operation &op, int64_t block, Real *scratch) {
+void conv_flat(const Operation &op, int64_t block, Scratch &scratch) {
   const sdk_op &is = op.is;
   const sdk_tensor &out = is.out;
   Real *arena = arena_of(op);
   const int64_t length = out.width * op.step->lanes;
+  const Real *x = op.taps.copies > 0 ? taps_of(op, 0, scratch) : arena + is.x.offset;
+  Real *sums = reinterpret_cast<Real *>(scratch.floats + taps_scratch(op));
   TileArguments t = tile_arguments(op);
   const int step = is.group < kMaxGroup ? is.group : kMaxGroup;
   for (int64_t panel = op.block[block]; panel < op.block[block + 1]; ++panel) {
@@ -329,15 +332,15 @@ void conv_flat(const Operation &op, int64_t block, Real *scratch) {
     t.last = 1;
     t.out_channel = op.flat_floats;
     for (int64_t i = 0; i < op.tile_count; ++i) {
-      t.x = arena + is.x.offset + op.tiles[i].x;
-      t.out = scratch + op.tiles[i].out;
+      t.x = x + op.tiles[i].x;
+      t.out = sums + op.tiles[i].out;
       for (t.part = 0; t.part < is.group; t.part += step) op.tiles[i].run(t);
     }
     for (int g = 0; g < is.group; ++g) {
       const int64_t channel = is.slot[panel * is.group + g];
       if (channel < 0) continue;
       for (int64_t h = 0; h < out.height; ++h) {
-        const Real *from = scratch + g * op.flat_floats + h * is.x.row_stride;
+        const Real *from = sums + g * op.flat_floats + h * op.x_row;
         Real *to = arena + out.offset + channel * out.channel_stride + h * out.row_stride;
         const Real *residual =
             is.y.channels > 0
@@ -354,12 +357,16 @@ void conv_flat(const Operation &op, int64_t block, Real *scratch) {
   }
 }
 
-void conv(const Operation &op, int64_t unit, float *scratch) {
+void conv(const Operation &op, int64_t unit, Scratch &scratch) {
   if (op.flat) {
-    conv_flat(op, unit, reinterpret_cast<Real *>(scratch));
+    conv_flat(op, unit, scratch);
   } else {
-    conv_rows(op, unit);
+    conv_rows(op, unit, scratch);
   }
+}
+
+int64_t conv_scratch(const Operation &op) {
+  return taps_scratch(op) + (op.flat ? op.is.group * op.flat_floats : 0);
 }
 
 }  // namespace

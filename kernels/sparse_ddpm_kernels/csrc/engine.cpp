@@ -103,6 +103,11 @@ T *copied(const T *from, int64_t count, std::vector<Floats> &store, int64_t &byt
   return to;
 }
 
+template <class T>
+const T *copied(const std::vector<T> &from, std::vector<Floats> &store, int64_t &bytes) {
+  return copied(from.data(), static_cast<int64_t>(from.size()), store, bytes);
+}
+
 sdk_weight copied(sdk_weight w, std::vector<Floats> &store, int64_t &bytes) {
   const int64_t slots = w.panels * w.group, entries = w.panel_ptr[w.panels];
   w.panel_ptr = copied(w.panel_ptr, w.panels + 1, store, bytes);
@@ -152,11 +157,6 @@ int64_t halo_units(const sdk_tensor &t) {
   return t.halo > 0 ? (t.channels + kHaloChannels - 1) / kHaloChannels : 0;
 }
 
-int64_t spans_of(const Tiling &tiling) {
-  const auto tiles = static_cast<int64_t>(tiling.tiles.size());
-  return (tiles + tiling.span - 1) / tiling.span;
-}
-
 int64_t image_floats(const sdk_tensor &t) {
   return static_cast<int64_t>(t.channels) * t.height * t.width;
 }
@@ -196,12 +196,14 @@ struct sdk_engine {
   int32_t isa, flags;
   const Kernels *kernels;
   Step step{};
+  void prepare_conv(Operation &op, Tiling &tiling, const sdk_program &program);
   bool leaves_moments(const Operation &conv, const Tiling &tiling, const Operation &norm) const;
 
   int64_t arena_floats, scratch_floats = 0, moment_floats = 0, bytes = 0;
   int64_t input_floats = 0, output_floats = 0;  // of one image
   Floats arena, moments;
-  std::vector<Floats> stored, scratch;
+  std::vector<Floats> stored, scratch_memory;
+  std::vector<Scratch> scratch;  // of each thread
   std::vector<Operation> operations;
   std::vector<int64_t> main_units;
   std::vector<Tiling> tilings;
@@ -240,34 +242,7 @@ sdk_engine::sdk_engine(const sdk_program &program) : flags(program.flags) {
     if (op.is.kind == SDK_LOAD) input_floats = image_floats(op.is.out);
     if (op.is.kind == SDK_STORE) output_floats = image_floats(op.is.x);
     if (op.is.kind == SDK_CONV) {
-      const int64_t slots = op.is.panels * op.is.group, entries = op.is.panel_ptr[op.is.panels];
-      if (kernels->dot_group > 0 && op.is.group >= kernels->dot_group) {
-        const Pairs pairs = make_pairs(op.is);
-        const auto pair_count = static_cast<int64_t>(pairs.value.size());
-        op.is.panel_ptr = copied(pairs.panel_ptr.data(), op.is.panels + 1, stored, bytes);
-        op.is.offset = copied(pairs.offset.data(), 2 * (pair_count / op.is.group), stored, bytes);
-        op.is.value = copied(reinterpret_cast<const float *>(pairs.value.data()), pair_count, stored,
-                             bytes);
-      } else {
-        op.is.panel_ptr = copied(op.is.panel_ptr, op.is.panels + 1, stored, bytes);
-        op.is.offset = copied(op.is.offset, entries, stored, bytes);
-        op.is.value = copied(op.is.value, entries * op.is.group, stored, bytes);
-      }
-      op.is.slot = copied(op.is.slot, slots, stored, bytes);
-      std::vector<float> bias(static_cast<size_t>(slots));
-      for (int64_t s = 0; s < slots; ++s)
-        if (op.is.a != nullptr && op.is.slot[s] >= 0)
-          bias[static_cast<size_t>(s)] = op.is.a[op.is.slot[s]];
-      op.bias = copied(bias.data(), slots, stored, bytes);
-      tilings[i] = make_tiling(op.is, program.lanes, program.threads, *kernels);
-      const Tiling &tiling = tilings[i];
-      op.tiles = tiling.tiles.data();
-      op.tile_count = static_cast<int64_t>(tiling.tiles.size());
-      op.block = tiling.block.data();
-      op.blocks = static_cast<int64_t>(tiling.block.size()) - 1;
-      op.span = tiling.span;
-      op.flat = tiling.flat;
-      op.flat_floats = tiling.flat_floats;
+      prepare_conv(op, tilings[i], program);
     } else if (op.is.block != nullptr) {
       // The operations of a block share its copy.
       std::unique_ptr<sdk_linear_block> &block = blocks[op.is.block];
@@ -279,12 +254,6 @@ sdk_engine::sdk_engine(const sdk_program &program) : flags(program.flags) {
       }
       op.is.block = block.get();
       op.is.a = copied(op.is.a, op.is.out.channels, stored, bytes);
-    } else if (op.is.kind == SDK_TAPS) {
-      const Shifts made = make_shifts(op.is, program.lanes, kernels->vector);
-      op.shifts = copied(made.shifts.data(), static_cast<int64_t>(made.shifts.size()), stored, bytes);
-      if (!made.keep.empty())
-        op.keep = copied(made.keep.data(), static_cast<int64_t>(made.keep.size()), stored, bytes);
-      op.keep_period = made.period;
     } else {
       op.is.a = copied(op.is.a, op.is.x.channels, stored, bytes);
       op.is.b = copied(op.is.b, op.is.x.channels, stored, bytes);
@@ -292,7 +261,7 @@ sdk_engine::sdk_engine(const sdk_program &program) : flags(program.flags) {
     if (i > 0 && leaves_moments(operations[i - 1], tilings[i - 1], op)) {
       Operation &conv = operations[i - 1];
       const int64_t channels = conv.is.out.channels;
-      op.moment_spans = spans_of(tilings[i - 1]);
+      op.moment_spans = tilings[i - 1].spans();
       op.moment_bias = copied(program.op[i - 1].a, channels, stored, bytes);
       moment_floats = std::max(moment_floats, channels * op.moment_spans * 2 * kernels->vector);
     }
@@ -305,10 +274,51 @@ sdk_engine::sdk_engine(const sdk_program &program) : flags(program.flags) {
   bytes += moment_floats * static_cast<int64_t>(sizeof(float));
   for (size_t i = 1; i < count; ++i)
     if (operations[i].moment_spans > 0) operations[i].moments = operations[i - 1].moments = moments.get();
-  for (int t = 0; t < program.threads; ++t) scratch.push_back(allocate(scratch_floats));
+  for (int t = 0; t < program.threads; ++t) {
+    scratch_memory.push_back(allocate(scratch_floats));
+    scratch.push_back({scratch_memory.back().get(), nullptr, 0, 0});
+  }
   bytes += program.threads * scratch_floats * static_cast<int64_t>(sizeof(float));
   pool = std::make_unique<Pool>(program.threads, units, this, &work,
                                 flags & SDK_PROFILE ? &done : nullptr);
+}
+
+void sdk_engine::prepare_conv(Operation &op, Tiling &tiling, const sdk_program &program) {
+  sdk_op &is = op.is;
+  tiling = make_tiling(is, program.lanes, program.threads, *kernels);
+  op.tiles = tiling.tiles.data();
+  op.tile_count = static_cast<int64_t>(tiling.tiles.size());
+  op.block = tiling.block.data();
+  op.blocks = static_cast<int64_t>(tiling.block.size()) - 1;
+  op.span = tiling.span;
+  op.flat = tiling.flat;
+  op.flat_floats = tiling.flat_floats;
+  op.x_row = tiling.x_row;
+  Copies copies;
+  if (is.copies > 0) {
+    copies = make_copies(is, tiling, program.lanes, kernels->vector);
+    op.taps = {is.copies, copies.floats, tiling.x_row, tiling.tap_rows.data(), nullptr, nullptr,
+               copies.period};
+    op.taps.shifts = copied(copies.shifts, stored, bytes);
+    if (!copies.keep.empty()) op.taps.keep = copied(copies.keep, stored, bytes);
+    is.offset = copies.offset.data();
+  }
+  const int64_t slots = is.panels * is.group, entries = is.panel_ptr[is.panels];
+  if (kernels->dot_group > 0 && is.group >= kernels->dot_group) {
+    const Pairs pairs = make_pairs(is);
+    is.panel_ptr = copied(pairs.panel_ptr, stored, bytes);
+    is.offset = copied(pairs.offset, stored, bytes);
+    is.value = reinterpret_cast<const float *>(copied(pairs.value, stored, bytes));
+  } else {
+    is.panel_ptr = copied(is.panel_ptr, is.panels + 1, stored, bytes);
+    is.offset = copied(is.offset, entries, stored, bytes);
+    is.value = copied(is.value, entries * is.group, stored, bytes);
+  }
+  is.slot = copied(is.slot, slots, stored, bytes);
+  std::vector<float> bias(static_cast<size_t>(slots));
+  for (int64_t s = 0; s < slots; ++s)
+    if (is.a != nullptr && is.slot[s] >= 0) bias[static_cast<size_t>(s)] = is.a[is.slot[s]];
+  op.bias = copied(bias, stored, bytes);
 }
 
 // Whether the convolution can sum up, while it has them in registers, what the norm needs to know.
@@ -321,7 +331,7 @@ bool sdk_engine::leaves_moments(const Operation &conv, const Tiling &tiling,
                        conv.is.out.offset == norm.is.x.offset &&
                        conv.is.out.channels == norm.is.x.channels && conv.is.y.channels == 0;
   return follows && !tiling.flat && tiling.widest >= kLeastVectors && (step.lanes == 1 || step.lanes == kernels->vector) &&
-         tiling.vectors >= kLeastVectors * spans_of(tiling);
+         tiling.vectors >= kLeastVectors * tiling.spans();
 }
 
 void sdk_engine::work(void *self, int64_t task, int64_t unit, int thread) {
@@ -336,7 +346,7 @@ void sdk_engine::work(void *self, int64_t task, int64_t unit, int thread) {
       clear_halo(op.is.out, static_cast<float *>(engine.step.arena), engine.step.lanes, halo);
     }
   } else {
-    engine.kernels->run[op.is.kind](op, unit, engine.scratch[static_cast<size_t>(thread)].get());
+    engine.kernels->run[op.is.kind](op, unit, engine.scratch[static_cast<size_t>(thread)]);
   }
 }
 
@@ -356,11 +366,12 @@ void sdk_engine::run(const float *x, float *out, const float *row, int64_t image
     step.input = x + first * input_floats;
     step.output = out + first * output_floats;
     step.images = std::min(step.lanes, images - first);
+    ++step.pass;
     if (flags & SDK_POISON) {
       // All bits set is a NaN.
       std::memset(arena.get(), 0xff, static_cast<size_t>(arena_floats) * sizeof(float));
       std::memset(moments.get(), 0xff, static_cast<size_t>(moment_floats) * sizeof(float));
-      for (auto &floats : scratch)
+      for (auto &floats : scratch_memory)
         std::memset(floats.get(), 0xff, static_cast<size_t>(scratch_floats) * sizeof(float));
     }
     pool->run();

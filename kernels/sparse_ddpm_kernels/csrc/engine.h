@@ -28,7 +28,7 @@
 extern "C" {
 #endif
 
-#define SDK_ABI 3
+#define SDK_ABI 4
 
 enum sdk_kind {
   SDK_LOAD = 0,             /* out = the step's input, float32 [images, C, H, W] */
@@ -42,11 +42,10 @@ enum sdk_kind {
   SDK_UPSAMPLE = 8,
   SDK_COPY = 9,
   SDK_ADD = 10,             /* out = x + y */
-  SDK_TAPS = 11,            /* out = shifted copies of x */
-  SDK_LINEAR_CONTEXT = 12,  /* the three steps of an sdk_linear_block, in this order */
-  SDK_LINEAR_MERGE = 13,
-  SDK_LINEAR_APPLY = 14,
-  SDK_KINDS = 15
+  SDK_LINEAR_CONTEXT = 11,  /* the three steps of an sdk_linear_block, in this order */
+  SDK_LINEAR_MERGE = 12,
+  SDK_LINEAR_APPLY = 13,
+  SDK_KINDS = 14
 };
 
 enum sdk_isa { SDK_BASELINE = 0, SDK_AVX2 = 1, SDK_AVX512 = 2, SDK_NEON = 3, SDK_ISAS = 4 };
@@ -111,18 +110,16 @@ typedef struct {
 
 /* One operation. Fields that its kind does not name are ignored.
  *
- * Taps: size is odd. out[c * size + s] = x[c] with its columns shifted by s - size / 2, or, with
- * size * size copies of each channel, out[(c * size + r) * size + s] = x[c] with its rows shifted by
- * r - size / 2 too. Pixels from outside the image are zeros, and so is all of a channel of `out`
- * before its first and after its last pixel; between its rows lies nothing. What a convolution
- * reads there lies at whole vectors as far as rows (or images) are such. Up to 15 floats before the
- * first channel of x are read (and dropped): nothing else may write them meanwhile.
- *
  * Convolution: panels of `group` output channels (1, 2, 4, 8 or 16) that share their columns.
  * Entry k of panel p, panel_ptr[p] <= k < panel_ptr[p + 1], adds
  *     value[k * group + g] * x[offset[k] + pixel]
  * to output channel slot[p * group + g]; a slot of -1 is padding. Every output channel stands in
- * exactly one slot. a: bias [C] or null.
+ * exactly one slot. a: bias [C] or null. With copies > 0 the convolution reads shifted copies of x
+ * that it makes: offset[k] is then a column of the weight, (c * size + r) * size + s, size odd, and
+ * copies how many there are of each channel: `size`, with columns shifted by s - size / 2, or
+ * size * size, with rows shifted by r - size / 2 too (what it reads lies at whole vectors then, as
+ * far as rows or images are such). Up to 15 floats before the first channel of x are read and
+ * dropped: nothing may write them meanwhile.
  *
  * Norms: a (and b) are [C] arrays, or, with film >= 0, a = row[film ...], b = row[film + C ...]
  * of the row that sdk_run is given.
@@ -138,14 +135,14 @@ typedef struct {
   int32_t dim_head;
   int32_t group;
   int32_t size;
-  int32_t reserved;
+  int32_t copies;
   int64_t film;
   double eps;
   sdk_tensor out, x, y;
   const float *a, *b;
   int64_t panels;
   const int64_t *panel_ptr; /* [panels + 1] */
-  const int32_t *offset;    /* [panel_ptr[panels]] in floats */
+  const int32_t *offset;    /* [panel_ptr[panels]] in floats, or a column */
   const float *value;       /* [panel_ptr[panels], group] */
   const int32_t *slot;      /* [panels, group] */
   const sdk_linear_block *block;

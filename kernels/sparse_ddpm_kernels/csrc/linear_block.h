@@ -103,13 +103,13 @@ void add_context(const Operation &op, const Cut &cut, int64_t index, int64_t sli
 }
 
 // A chunk of the pixels of one image, or of one vector of images.
-void linear_context(const Operation &op, int64_t unit, float *scratch) {
+void linear_context(const Operation &op, int64_t unit, Scratch &scratch) {
   const Cut cut(op);
   const int64_t chunk = unit / cut.slices, slice = unit % cut.slices, chunks = op.is.block->chunks;
   float *slot = context_slot(op, cut, chunk, slice);
   const int64_t first = cut.blocks * chunk / chunks, end = cut.blocks * (chunk + 1) / chunks;
   const auto add = cut.planar ? &add_context<true> : &add_context<false>;
-  for (int64_t i = first; i < end; ++i) add(op, cut, i, slice, i > first, slot, scratch);
+  for (int64_t i = first; i < end; ++i) add(op, cut, i, slice, i > first, slot, scratch.floats);
 }
 
 int64_t linear_merge_units(const Operation &op) { return op.is.block->heads * Cut(op).slices; }
@@ -119,7 +119,8 @@ int64_t linear_merge_scratch(const Operation &op) { return op.is.block->dim_head
 // One head of one image or vector of images. Afterwards the rows of the first slot are those that
 // apply multiplies by: exp(q[d]) where both q and k have weights; 1, if any q has none; the sum of
 // exp(q[d]) over the d whose k has none, if there are such with q.
-void linear_merge(const Operation &op, int64_t unit, float *factors) {
+void linear_merge(const Operation &op, int64_t unit, Scratch &scratch) {
+  float *factors = scratch.floats;
   const sdk_linear_block &b = *op.is.block;
   const Cut cut(op);
   const int64_t slice = unit % cut.slices, width = number_floats(cut);
@@ -274,13 +275,13 @@ void norm_block(const Operation &op, const Cut &cut, const Block &block, float *
 }
 
 // A block of pixels.
-void linear_apply(const Operation &op, int64_t unit, float *scratch) {
+void linear_apply(const Operation &op, int64_t unit, Scratch &scratch) {
   const sdk_linear_block &b = *op.is.block;
   const Cut cut(op);
   const int64_t stride = b.stride, slice = unit % cut.slices, width = number_floats(cut);
   const Block block(op, cut, unit / cut.slices, slice);
   const float *slot = context_slot(op, cut, 0, slice);
-  float *centred = scratch, *inverses = centred + apply_rows(op) * stride;
+  float *centred = scratch.floats, *inverses = centred + apply_rows(op) * stride;
   float *q = inverses + stride;
   float *mixed = q + most_rows(b, [](const sdk_linear_head &h) { return h.q_rows + 2; }) * stride;
   centre(op, cut, block, centred, inverses);

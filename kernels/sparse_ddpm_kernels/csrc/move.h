@@ -13,7 +13,7 @@ int64_t x_channels(const Operation &op) { return op.is.x.channels; }
 int64_t out_channels(const Operation &op) { return op.is.out.channels; }
 
 // A channel of the input into lanes; lanes past the images hold zeros.
-void load_input(const Operation &op, int64_t c, float *) {
+void load_input(const Operation &op, int64_t c, Scratch &) {
   const sdk_tensor &out = op.is.out;
   const int64_t lanes = op.step->lanes, images = op.step->images, width = out.width;
   const int64_t image = (int64_t)out.channels * out.height * width;
@@ -36,7 +36,7 @@ void load_input(const Operation &op, int64_t c, float *) {
   }
 }
 
-void store_output(const Operation &op, int64_t c, float *) {
+void store_output(const Operation &op, int64_t c, Scratch &) {
   const sdk_tensor &x = op.is.x;
   const int64_t lanes = op.step->lanes, images = op.step->images, width = x.width;
   const int64_t image = (int64_t)x.channels * x.height * width;
@@ -79,7 +79,7 @@ SDK_INLINE void copy_row(Real *to, const Real *from, int64_t length) {
 }
 
 // One channel of x becomes four of out.
-void space_to_depth(const Operation &op, int64_t c, float *) {
+void space_to_depth(const Operation &op, int64_t c, Scratch &) {
   const sdk_tensor &x = op.is.x, &out = op.is.out;
   const int64_t lanes = op.step->lanes;
   for (int64_t i = 0; i < 2; ++i)
@@ -89,7 +89,7 @@ void space_to_depth(const Operation &op, int64_t c, float *) {
                     pixel_row(op, x, c, 2 * h + i) + j * lanes, 2, out.width, lanes);
 }
 
-void upsample(const Operation &op, int64_t c, float *) {
+void upsample(const Operation &op, int64_t c, Scratch &) {
   const sdk_tensor &x = op.is.x, &out = op.is.out;
   const int64_t lanes = op.step->lanes;
   for (int64_t h = 0; h < x.height; ++h) {
@@ -101,93 +101,13 @@ void upsample(const Operation &op, int64_t c, float *) {
   }
 }
 
-constexpr int64_t kTapChannels = 8;  // of x, a unit of work
-
-int64_t taps_units(const Operation &op) {
-  return (op.is.x.channels + kTapChannels - 1) / kTapChannels;
-}
-
-SDK_INLINE void fill_zeros(Real *to, int64_t length) {
-  int64_t i = 0;
-  for (; i + kVector <= length; i += kVector) store(to + i, Vec{});
-  for (; i < length; ++i) to[i] = Real{};
-}
-
-// One row of n floats, shifted by d of them.
-SDK_INLINE void shifted_row(Real *to, const Real *from, int64_t n, int64_t d) {
-  const int64_t lost = d < 0 ? -d : d, kept = n > lost ? n - lost : 0;
-  if (d < 0) fill_zeros(to, n - kept);
-  copy_row(to + (d < 0 ? n - kept : 0), from + (d < 0 ? 0 : d), kept);
-  if (d > 0) fill_zeros(to + kept, n - kept);
-}
-
-// The copies of an image whose floats lie side by side, by whole vectors.
-SDK_INLINE void shifted_images(const Operation &op, Real *to, const Real *from, int64_t image) {
-  const int64_t copies = op.is.out.channels / op.is.x.channels, period = op.keep_period;
-  const int64_t stride = op.is.out.channel_stride;
-  const float *keep = reinterpret_cast<const float *>(op.keep);
-  const auto moved = [](const Real *x, const float *kept) {
-    return (Vec)((IntVec)load(x) & (IntVec)load(kept));
-  };
-  if (period == kVector) {
-    for (int64_t s = 0; s < copies; ++s, to += stride, keep += kVector) {
-      const Real *x = from + op.shifts[s].floats;
-      for (int64_t i = 0; i < image; i += kVector) store(to + i, moved(x + i, keep));
-    }
-    return;
-  }
-  for (int64_t s = 0; s < copies; ++s, to += stride, keep += period) {
-    const Real *x = from + op.shifts[s].floats;
-    for (int64_t start = 0; start < image; start += period)
-      for (int64_t i = 0; i < period; i += kVector)
-        store(to + start + i, moved(x + start + i, keep + i));
-  }
-}
-
-SDK_INLINE void shifted_rows(const Operation &op, Real *to, const Real *from) {
-  const sdk_tensor &x = op.is.x;
-  const int64_t copies = op.is.out.channels / x.channels, row = x.width * op.step->lanes;
-  for (int64_t s = 0; s < copies; ++s, to += op.is.out.channel_stride)
-    for (int64_t h = 0; h < x.height; ++h) {
-      const int64_t source = h + op.shifts[s].rows;
-      if (source < 0 || source >= x.height) {
-        fill_zeros(to + h * row, row);
-      } else {
-        shifted_row(to + h * row, from + source * x.row_stride, row,
-                    op.shifts[s].columns * op.step->lanes);
-      }
-    }
-}
-
-void taps(const Operation &op, int64_t unit, float *) {
-  const sdk_tensor &x = op.is.x, &out = op.is.out;
-  const int64_t image = x.height * x.width * op.step->lanes;
-  const int64_t copies = out.channels / x.channels;
-  const int64_t tail = out.channel_stride - out.channel_lead - image;
-  const int64_t end = (unit + 1) * kTapChannels;
-  for (int64_t c = unit * kTapChannels; c < end && c < x.channels; ++c) {
-    const Real *from = pixel_row(op, x, c, 0);
-    Real *to = pixel_row(op, out, c * copies, 0);
-    if (op.keep != nullptr) {
-      shifted_images(op, to, from, image);
-    } else {
-      shifted_rows(op, to, from);
-    }
-    if (out.channel_stride == image) continue;
-    for (int64_t s = 0; s < copies; ++s, to += out.channel_stride) {
-      fill_zeros(to - out.channel_lead, out.channel_lead);
-      fill_zeros(to + image, tail);
-    }
-  }
-}
-
-void copy(const Operation &op, int64_t c, float *) {
+void copy(const Operation &op, int64_t c, Scratch &) {
   const sdk_tensor &x = op.is.x, &out = op.is.out;
   for (int64_t h = 0; h < x.height; ++h)
     copy_row(pixel_row(op, out, c, h), pixel_row(op, x, c, h), x.width * op.step->lanes);
 }
 
-void add(const Operation &op, int64_t c, float *) {
+void add(const Operation &op, int64_t c, Scratch &) {
   const sdk_tensor &out = op.is.out;
   const int64_t length = out.width * op.step->lanes;
   for (int64_t h = 0; h < out.height; ++h) {

@@ -213,11 +213,11 @@ void norm_row(const Real *x, const Real *residual, Real *out, int64_t length, co
 }
 
 // One group: its statistics, then its channels.
-void norm_act(const Operation &op, int64_t group, float *scratch) {
+void norm_act(const Operation &op, int64_t group, Scratch &scratch) {
   const sdk_op &is = op.is;
   Real *arena = arena_of(op);
   const int64_t period = norm_period(op);
-  float *mean = scratch, *inverse = scratch + period;
+  float *mean = scratch.floats, *inverse = mean + period;
   const int64_t channels = is.x.channels / is.groups;
   if (op.moments != nullptr) {
     known_statistics(op, group, mean, inverse);
@@ -294,7 +294,7 @@ int64_t channel_norm_units(const Operation &op) {
 }
 
 // A few vectors of pixels of one row.
-void channel_norm(const Operation &op, int64_t unit, float *) {
+void channel_norm(const Operation &op, int64_t unit, Scratch &) {
   const sdk_op &is = op.is;
   const int64_t blocks = channel_norm_blocks(op);
   const int64_t h = unit / blocks;

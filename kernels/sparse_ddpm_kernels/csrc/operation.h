@@ -38,6 +38,7 @@ struct Tile {
 
 // The state of a step that operations see.
 struct Step {
+  int64_t pass;  // of all passes of all steps
   void *arena;  // floats, or halves
   const float *input;
   float *output;
@@ -51,6 +52,25 @@ struct Shift {
   int64_t rows, columns, floats;
 };
 
+// Rows of the image that the tiles of a span read; they may lie outside.
+struct TapRows {
+  int64_t first, last;
+};
+
+// Shifted copies of a convolution's input. Each thread makes those that the tiles of its present
+// span read, in its own scratch: they stay in its cache, and nobody waits for them.
+struct Taps {
+  int64_t copies;  // of each channel, one after the other; 0: the convolution reads its input
+  int64_t floats;  // from one copy to the next
+  int64_t row;     // floats of an image row
+  const TapRows *rows;  // [spans]
+  // Of each copy, its shift and which floats of a period stay in the image; keep is null where
+  // pixels are taken row by row.
+  const Shift *shifts;
+  const int32_t *keep;
+  int64_t keep_period;
+};
+
 struct Operation {
   sdk_op is;  // its pointers lead to the engine's own copies
   const Step *step;
@@ -61,22 +81,27 @@ struct Operation {
   int64_t blocks;
   bool flat;           // the image is one run over rows and halo, gathered in scratch
   int64_t flat_floats; // of one channel in scratch
+  int64_t x_row;       // floats from one row of what it reads to the next
   const float *bias;   // by slot
   // Moments that a convolution leaves for the norm after it, [C, spans, 2, vector], or null; the
   // norm knows the number of spans and the bias [C].
   float *moments;
   int64_t moment_spans;
   const float *moment_bias;
-  // Taps: of each copy, its shift and which floats of a period stay in the image; keep is null
-  // where pixels are taken row by row.
-  const Shift *shifts;
-  const int32_t *keep;
-  int64_t keep_period;
+  Taps taps;
+};
+
+// One thread's: scratch_floats(operation) of every operation, 64-byte aligned, and which copies lie
+// there.
+struct Scratch {
+  float *floats;
+  const Operation *tapped;
+  int64_t span, pass;
 };
 
 // Kernels of one instruction set. A function computes one unit of an operation; units are
-// independent of each other. scratch: scratch_floats(operation), 64-byte aligned, one per thread.
-using Function = void (*)(const Operation &, int64_t unit, float *scratch);
+// independent of each other.
+using Function = void (*)(const Operation &, int64_t unit, Scratch &scratch);
 
 struct Kernels {
   int32_t vector;           // floats

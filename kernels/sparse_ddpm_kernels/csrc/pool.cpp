@@ -60,6 +60,8 @@ Pool::Pool(int threads, std::vector<int64_t> units, void *owner, Work work, Done
       done_(done),
       tasks_(new Task[units.size()]),
       count_(static_cast<int64_t>(units.size())),
+      share_count_(static_cast<uint64_t>(threads)),
+      shares_(new Share[units.size() * static_cast<size_t>(threads)]),
       process_(process_id()) {
   for (size_t i = 0; i < units.size(); ++i) tasks_[i].units = static_cast<uint64_t>(units[i]);
   try {
@@ -87,9 +89,10 @@ void Pool::stop() {
 void Pool::run() {
   const uint32_t run = run_.load(std::memory_order_relaxed) + 1;
   for (int64_t i = 0; i < count_; ++i) {
-    tasks_[i].claimed.store(tagged(run, 0), std::memory_order_relaxed);
     tasks_[i].finished.store(tagged(run, 0), std::memory_order_relaxed);
   }
+  for (uint64_t i = 0; i < static_cast<uint64_t>(count_) * share_count_; ++i)
+    shares_[i].claimed.store(tagged(run, 0), std::memory_order_relaxed);
   run_.store(run);  // sequentially consistent, as are sleepers_: one of the two sides sees the other
   if (!threads_.empty() && !forked() && sleepers_.load() > 0) {
     { std::lock_guard<std::mutex> lock(mutex_); }
@@ -102,12 +105,18 @@ void Pool::walk(uint32_t run, int thread) {
   for (int64_t i = 0; i < count_; ++i) {
     Task &task = tasks_[i];
     uint64_t mine = 0;
-    uint64_t claim = task.claimed.load(std::memory_order_acquire);
-    while (tag(claim) == run && number(claim) < task.units) {
-      if (!task.claimed.compare_exchange_weak(claim, claim + 1, std::memory_order_acq_rel)) continue;
-      work_(owner_, i, static_cast<int64_t>(number(claim)), thread);
-      ++mine;
-      claim = task.claimed.load(std::memory_order_acquire);
+    for (uint64_t s = 0; s < share_count_; ++s) {
+      const uint64_t whose = (static_cast<uint64_t>(thread) + s) % share_count_;
+      const uint64_t first = task.units * whose / share_count_;
+      const uint64_t size = task.units * (whose + 1) / share_count_ - first;
+      auto &claimed = shares_[static_cast<uint64_t>(i) * share_count_ + whose].claimed;
+      uint64_t claim = claimed.load(std::memory_order_acquire);
+      while (tag(claim) == run && number(claim) < size) {
+        if (!claimed.compare_exchange_weak(claim, claim + 1, std::memory_order_acq_rel)) continue;
+        work_(owner_, i, static_cast<int64_t>(first + number(claim)), thread);
+        ++mine;
+        claim = claimed.load(std::memory_order_acquire);
+      }
     }
     const uint64_t all = tagged(run, task.units);
     uint64_t finished = mine > 0 ? task.finished.fetch_add(mine, std::memory_order_acq_rel) + mine

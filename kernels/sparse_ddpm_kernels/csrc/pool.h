@@ -40,9 +40,13 @@ class Pool {
   // Counters carry the run's number in their upper half: a thread that wakes up late sees that its
   // run is over and touches nothing.
   struct alignas(64) Task {
-    std::atomic<uint64_t> claimed{0};
-    alignas(64) std::atomic<uint64_t> finished{0};
+    std::atomic<uint64_t> finished{0};
     uint64_t units = 0;
+  };
+  // How many units of one thread's share of one task are claimed. A thread does its own share first
+  // and helps the others then: from task to task it meets the data that it has made itself.
+  struct alignas(64) Share {
+    std::atomic<uint64_t> claimed{0};
   };
 
   void walk(uint32_t run, int thread);
@@ -55,6 +59,8 @@ class Pool {
   Done done_;
   std::unique_ptr<Task[]> tasks_;
   int64_t count_;
+  uint64_t share_count_;  // of a task
+  std::unique_ptr<Share[]> shares_;  // [tasks, share_count]
   alignas(64) std::atomic<uint32_t> run_{0};
   std::atomic<int> sleepers_{0};
   std::atomic<bool> stop_{false};

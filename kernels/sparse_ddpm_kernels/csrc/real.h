@@ -7,6 +7,7 @@
 namespace {
 
 using sdk::Operation;
+using sdk::Scratch;
 
 #if defined(SDK_STORE_HALF)
 typedef Half Real;

@@ -1,10 +1,13 @@
 #include "tiles.h"
 
 #include <algorithm>
+#include <cstdint>
+#include <stdexcept>
 
 namespace sdk {
 namespace {
 
+constexpr int64_t kLine = 16;  // floats
 // Floats before and after an image that may be read.
 constexpr int64_t kReach = 15;
 // Rows are whole vectors on every instruction set, so that all of them cut images alike.
@@ -38,15 +41,17 @@ Tiling make_tiling(const sdk_op &op, int64_t lanes, int threads, const Kernels &
   Tiling tiling;
   const int64_t vector = kernels.vector;
   int64_t height = op.out.height, row = op.out.width * lanes;
-  const bool residual = op.y.channels > 0;
-  if (contiguous(op.x, lanes) && contiguous(op.out, lanes) &&
+  const int64_t image_row = row;
+  const bool residual = op.y.channels > 0, copies = op.copies > 0;
+  tiling.x_row = copies ? image_row : op.x.row_stride;
+  if ((copies || contiguous(op.x, lanes)) && contiguous(op.out, lanes) &&
       (!residual || contiguous(op.y, lanes))) {
     row *= height;  // no halo anywhere: the image is one row
     height = 1;
   }
   if (row % kRowUnit != 0) {
     tiling.flat = true;
-    row = (op.out.height - 1) * op.x.row_stride + op.out.width * lanes;
+    row = (op.out.height - 1) * tiling.x_row + op.out.width * lanes;
     row = (row + vector - 1) / vector * vector;
     height = 1;
     tiling.flat_floats = row;
@@ -56,6 +61,7 @@ Tiling make_tiling(const sdk_op &op, int64_t lanes, int threads, const Kernels &
   while ((1 << index) < group) ++index;
   const int64_t limit = kernels.tile_limit[index];
   const int64_t vectors = row / vector, strips = (vectors + limit - 1) / limit;
+  std::vector<TapRows> read;   // by each tile
   std::vector<int64_t> start;  // of each strip of columns, in vectors
   for (int64_t s = 0; s <= strips; ++s) start.push_back(vectors * s / strips);
   int64_t most_rows = 1;
@@ -72,8 +78,11 @@ Tiling make_tiling(const sdk_op &op, int64_t lanes, int threads, const Kernels &
         const int64_t at = h + r;
         tiling.tiles.push_back(
             {kernels.tile(group, static_cast<int32_t>(now), static_cast<int32_t>(width)),
-             at * op.x.row_stride + column, at * op.out.row_stride + column,
+             at * tiling.x_row + column, at * op.out.row_stride + column,
              at * op.y.row_stride + column});
+        const int64_t begin = at * image_row + column;
+        const int64_t end = (at + now - 1) * image_row + column + width * vector;
+        read.push_back({begin / image_row, (end + image_row - 1) / image_row});
         r += now;
       }
     }
@@ -83,10 +92,24 @@ Tiling make_tiling(const sdk_op &op, int64_t lanes, int threads, const Kernels &
   const int64_t tile_work = entries * height * vectors / static_cast<int64_t>(tiling.tiles.size());
   const auto tiles = static_cast<int64_t>(tiling.tiles.size());
   // The same for any number of threads, as sums over a span depend on it.
-  tiling.span = (tiles + kSpans - 1) / kSpans;
+  // Images whose rows move too are small: they are copied whole.
+  tiling.span = op.copies > op.size ? tiles : (tiles + kSpans - 1) / kSpans;
   tiling.vectors = height * vectors;
   tiling.widest = most_rows * (start[1] - start[0]);
-  const int64_t spans = (tiles + tiling.span - 1) / tiling.span;
+  const int64_t spans = tiling.spans();
+  if (tiling.flat) {
+    tiling.tap_rows = {{0, op.out.height}};
+  } else {
+    for (int64_t i = 0; i < tiles; ++i) {
+      if (i % tiling.span == 0) tiling.tap_rows.push_back(read[static_cast<size_t>(i)]);
+      TapRows &rows = tiling.tap_rows.back();
+      rows.first = std::min(rows.first, read[static_cast<size_t>(i)].first);
+      rows.last = std::max(rows.last, read[static_cast<size_t>(i)].last);
+    }
+  }
+  // Copies with shifted columns alone are read above and below.
+  const int64_t above = op.copies == op.size ? op.size / 2 : 0;
+  for (TapRows &rows : tiling.tap_rows) rows = {rows.first - above, rows.last + above};
   const int64_t units = kUnitsPerThread * threads;
   int64_t blocks = threads == 1 ? 1 : units;
   if (!tiling.flat) {
@@ -100,13 +123,30 @@ Tiling make_tiling(const sdk_op &op, int64_t lanes, int threads, const Kernels &
   return tiling;
 }
 
-Shifts make_shifts(const sdk_op &op, int64_t lanes, int64_t vector) {
-  Shifts made;
+int64_t Tiling::spans() const {
+  return (static_cast<int64_t>(tiles.size()) + span - 1) / span;
+}
+
+Copies make_copies(const sdk_op &op, const Tiling &tiling, int64_t lanes, int64_t vector) {
+  Copies made;
   const int64_t height = op.x.height, width = op.x.width, row = width * lanes;
-  const int64_t middle = op.size / 2;
-  const bool rows = op.out.channels / op.x.channels != op.size;
+  const int64_t size = op.size, middle = size / 2;
+  const bool rows = op.copies != size;
   for (int64_t r = rows ? -middle : 0; r <= (rows ? middle : 0); ++r)
     for (int64_t s = -middle; s <= middle; ++s) made.shifts.push_back({r, s, r * row + s * lanes});
+  int64_t longest = 0;
+  for (const TapRows &span : tiling.tap_rows) longest = std::max(longest, span.last - span.first);
+  // An odd number of lines, so that copies spread over all sets of the caches.
+  made.floats = ((longest * row + kLine - 1) / kLine | 1) * kLine;
+  const int64_t entries = op.panel_ptr[op.panels];
+  if (op.x.channels * op.copies * made.floats > INT32_MAX)
+    throw std::invalid_argument("shifted copies are too large for 32-bit offsets");
+  for (int64_t k = 0; k < entries; ++k) {
+    const int64_t channel = op.offset[k] / (size * size), tap = op.offset[k] % (size * size);
+    const int64_t copy = channel * op.copies + (rows ? tap : tap % size);
+    const int64_t moved = rows ? 0 : (tap / size - middle) * row;
+    made.offset.push_back(static_cast<int32_t>(copy * made.floats + moved));
+  }
   const bool aligned = row % vector == 0 || vector % row == 0;
   const int64_t reach = (rows ? middle * row : 0) + middle * lanes;
   if (op.x.row_stride != row || !aligned || height * row % vector != 0 || reach > kReach)
