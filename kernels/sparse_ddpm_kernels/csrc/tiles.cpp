@@ -12,12 +12,15 @@ constexpr int64_t kLine = 16;  // floats
 constexpr int64_t kReach = 15;
 // Rows are whole vectors on every instruction set, so that all of them cut images alike.
 constexpr int64_t kRowUnit = 16;
+// Vectors of a tile from which more save nothing: images of two such are cut for two threads, each
+// of which then copies and reads its own half.
+constexpr int64_t kTallEnough = 8;
 // Units of work per thread, so that a thread that is interrupted holds the others up little ...
 constexpr int64_t kUnitsPerThread = 8;
 // Units that an image is cut into, where it has as many tiles.
 constexpr int64_t kSpans = 16;
-// ... but none shorter than some microseconds: vector multiply-adds.
-constexpr int64_t kUnitWork = 8192;
+// ... but none shorter than a microsecond: vector multiply-adds.
+constexpr int64_t kUnitWork = 2048;
 
 bool contiguous(const sdk_tensor &t, int64_t lanes) { return t.row_stride == t.width * lanes; }
 
@@ -59,8 +62,11 @@ Tiling make_tiling(const sdk_op &op, int64_t lanes, int threads, const Kernels &
   const int32_t group = std::min(op.group, kernels.max_group);
   int index = 0;
   while ((1 << index) < group) ++index;
-  const int64_t limit = kernels.tile_limit[index];
-  const int64_t vectors = row / vector, strips = (vectors + limit - 1) / limit;
+  const int64_t vectors = row / vector;
+  int64_t limit = kernels.tile_limit[index];
+  if (copies && !tiling.flat && height == 1)
+    limit = std::min(limit, std::max(kTallEnough, (vectors + 1) / 2));
+  const int64_t strips = (vectors + limit - 1) / limit;
   std::vector<TapRows> read;   // by each tile
   std::vector<int64_t> start;  // of each strip of columns, in vectors
   for (int64_t s = 0; s <= strips; ++s) start.push_back(vectors * s / strips);
