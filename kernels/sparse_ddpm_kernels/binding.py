@@ -115,6 +115,8 @@ class Op(ctypes.Structure):
         ("group", ctypes.c_int32),
         ("size", ctypes.c_int32),
         ("copies", ctypes.c_int32),
+        ("upsample", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
         ("film", ctypes.c_int64),
         ("eps", ctypes.c_double),
         ("out", Tensor),

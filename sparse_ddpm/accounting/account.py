@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sparse_ddpm.accounting.flops import OperationFlops, operation_flops
 from sparse_ddpm.accounting.memory import block_bytes, operation_bytes
@@ -44,7 +44,10 @@ def account(plan: Plan) -> tuple[OperationAccount, ...]:
         operation, block = step.operation, step.block
         flops = sum((operation_flops(part, shapes) for part in step.operations), OperationFlops())
         if block is None:
-            size = operation_bytes(operation, shapes, activation)
+            read = operation
+            if step.upsample is not None and isinstance(operation, Conv):
+                read = replace(operation, x=step.upsample.x)
+            size = operation_bytes(read, shapes, activation)
         else:
             size = block_bytes(block, shapes, activation)
         weights = [part.weight for part in step.operations if isinstance(part, Conv)]

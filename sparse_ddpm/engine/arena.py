@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from sparse_ddpm.engine.fuse import LinearBlock
-from sparse_ddpm.program import Add, ChannelNorm, Concat, Conv, NormAct, Operation, Program
+from sparse_ddpm.program import (
+    Add,
+    ChannelNorm,
+    Concat,
+    Conv,
+    NormAct,
+    Operation,
+    Program,
+    Upsample2x,
+)
 from sparse_ddpm.program.operations import inputs_of
 from sparse_ddpm.program.program import Shape
 
@@ -21,6 +30,7 @@ FLOAT_BYTES = 4
 LINE = 16
 """Floats in a cache line: the alignment of buffers and channels."""
 
+NO_UPSAMPLES: Mapping[str, Upsample2x] = MappingProxyType({})
 NO_BLOCKS: Mapping[str, LinearBlock] = MappingProxyType({})
 
 FULL_PASS = 13
@@ -108,8 +118,11 @@ class _Stage:
     contexts: int = 0
 
 
-def _stages(program: Program, blocks: Mapping[str, LinearBlock]) -> list[_Stage]:
+def _stages(
+    program: Program, upsamples: Mapping[str, Upsample2x], blocks: Mapping[str, LinearBlock]
+) -> list[_Stage]:
     inside = {name for block in blocks.values() for name in block.inside}
+    sources = {upsample.out: upsample.x for upsample in upsamples.values()}
     stages = []
     for step, operation in enumerate(program.operations, start=1):
         out = operation.out
@@ -118,8 +131,9 @@ def _stages(program: Program, blocks: Mapping[str, LinearBlock]) -> list[_Stage]
             x = block.norm.x
             over = x if program.shapes[x] == program.shapes[out] else None
             stages.append(_Stage(step, block.inputs, out, over, block.floats))
-        elif out not in inside:
-            stages.append(_Stage(step, inputs_of(operation), out, _in_place(operation)))
+        elif out not in inside and out not in sources:
+            inputs = tuple(sources.get(name, name) for name in inputs_of(operation))
+            stages.append(_Stage(step, inputs, out, _in_place(operation)))
     return stages
 
 
@@ -193,15 +207,18 @@ def plan_arena(
     lanes: int,
     keep_all: bool,
     copied: Collection[str] = (),
+    upsamples: Mapping[str, Upsample2x] = NO_UPSAMPLES,
     blocks: Mapping[str, LinearBlock] = NO_BLOCKS,
     number_bytes: int = FLOAT_BYTES,
 ) -> Arena:
     """Place every value of ``program``; with ``keep_all`` no memory is used twice.
 
-    ``copied``: convolutions that read shifted copies of their input, which needs no halo. Values inside ``blocks`` get no place; the contexts of a
-    block are a buffer of floats, see `contexts_of`. ``number_bytes``: of an activation.
+    ``copied``: convolutions that read shifted copies of their input, which needs no halo;
+    ``upsamples``: of the inputs of some of them, done on the way. Those have no place, nor do values
+    inside ``blocks``; the contexts of a block are a buffer of floats, see `contexts_of`.
+    ``number_bytes``: of an activation.
     """
-    stages = _stages(program, blocks)
+    stages = _stages(program, upsamples, blocks)
     times = _times(program, stages)
     parents = _parents(program, stages, not keep_all)
 

@@ -285,8 +285,9 @@ class _Ops:
     def _conv(self, op: Op, operation: Conv, step: Step) -> None:
         panels = self._plan.panels(step)
         op.kind = Kind.CONV
-        op.x, op.y = self._tensor(operation.x), self._tensor(operation.residual)
-        op.size, op.copies = operation.size, step.copies
+        source = operation.x if step.upsample is None else step.upsample.x
+        op.x, op.y = self._tensor(source), self._tensor(operation.residual)
+        op.size, op.copies, op.upsample = operation.size, step.copies, step.upsample is not None
         op.group, op.panels = step.group, len(panels.rows)
         op.a = self._address(operation.bias, np.float32)
         op.panel_ptr = self._address(panels.ptr, np.int64)

@@ -6,6 +6,7 @@ operation, and why. The native engine only carries it out.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -37,6 +38,7 @@ from sparse_ddpm.program import (
     SpaceToDepth,
     Upsample2x,
 )
+from sparse_ddpm.program.operations import inputs_of
 from sparse_ddpm.program.program import Shape
 
 DTYPES: Mapping[str, int] = MappingProxyType({"float32": 4, "float16": 2, "bfloat16": 2})
@@ -57,12 +59,12 @@ MAX_COPIED_SIZE = 5
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
-    """One operation's kernel and the reason for it; or a block of operations that run as one.
+    """One operation's kernel and the reason for it; or operations that run as one.
 
     ``operation``: that, or the last of the ``block``. ``flops``: what a convolution or a block
     executes for one image, filled-in zeros included, a multiplication and its addition as two;
-    else 0. For convolutions: ``group`` (G), ``entries`` (panel entries) and ``copies``, the
-    shifted ones of each input channel that it reads.
+    else 0. For convolutions: ``group`` (G), ``entries`` (panel entries), ``copies``, the shifted
+    ones of each input channel that it may read, and ``upsample``, done while they are made.
     """
 
     operation: Operation
@@ -72,12 +74,15 @@ class Step:
     entries: int = 0
     flops: int = 0
     copies: int = 0
+    upsample: Upsample2x | None = None
     block: LinearBlock | None = None
 
     @property
     def operations(self) -> tuple[Operation, ...]:
         """What runs, in the Program's order."""
-        return (self.operation,) if self.block is None else self.block.operations
+        if self.block is not None:
+            return self.block.operations
+        return (self.operation,) if self.upsample is None else (self.upsample, self.operation)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -168,11 +173,15 @@ def make_plan(
         for op in convs
         if (copies := _choose_copies(op, groups[op.out].group, lanes, program.shapes[op.out]))
     }
-    arena = plan_arena(program, lanes, keep_all, copied, blocks, DTYPES[dtype])
+    upsamples = {} if keep_all else _upsamples(program, copied)
+    inside |= {upsample.out for upsample in upsamples.values()}
+    arena = plan_arena(program, lanes, keep_all, copied, upsamples, blocks, DTYPES[dtype])
     steps = tuple(
         _block_step(blocks[op.out], program)
         if op.out in blocks
-        else _step(op, program, arena, groups, copied, reasons)
+        else _conv_step(op, program, groups[op.out], copied.get(op.out, 0), upsamples.get(op.out))
+        if isinstance(op, Conv)
+        else _step(op, arena, reasons)
         for op in program.operations
         if op.out not in inside
     )
@@ -201,29 +210,39 @@ def _choose_copies(operation: Conv, group: int, lanes: int, shape: Shape) -> int
     return operation.size if group == 1 or image <= SMALL_IMAGE else 0
 
 
-def _step(
-    operation: Operation,
-    program: Program,
-    arena: Arena,
-    groups: Mapping[str, GroupChoice],
-    copied: Mapping[str, int],
-    reasons: Mapping[str, str],
+def _upsamples(program: Program, copied: Mapping[str, int]) -> dict[str, Upsample2x]:
+    """By convolution: the upsampling of its input, where nothing else reads that."""
+    uses = Counter(name for operation in program.operations for name in inputs_of(operation))
+    uses[program.output] += 1
+    made = {op.out: op for op in program.operations if isinstance(op, Upsample2x)}
+    return {
+        op.out: made[op.x]
+        for op in program.operations
+        if isinstance(op, Conv) and op.out in copied and op.x in made and uses[op.x] == 1
+    }
+
+
+def _conv_step(
+    operation: Conv, program: Program, choice: GroupChoice, copies: int, upsample: Upsample2x | None
 ) -> Step:
+    _, height, width = program.shapes[operation.out]
+    size = operation.size
+    source = {0: "", size: ", columns shifted", size**2: ", taps shifted"}[copies]
+    doubled = "" if upsample is None else ", upsampled"
+    return Step(
+        operation,
+        f"{'dense' if choice.dense else 'panels'} G={choice.group}{doubled}{source}",
+        choice.reason,
+        choice.group,
+        choice.entries,
+        2 * choice.entries * choice.group * height * width,
+        copies,
+        upsample,
+    )
+
+
+def _step(operation: Operation, arena: Arena, reasons: Mapping[str, str]) -> Step:
     match operation:
-        case Conv(out=out, size=size):
-            choice, copies = groups[out], copied.get(out, 0)
-            _, height, width = program.shapes[out]
-            flops = 2 * choice.entries * choice.group * height * width
-            source = {0: "", size: ", columns shifted", size**2: ", taps shifted"}[copies]
-            return Step(
-                operation,
-                f"{'dense' if choice.dense else 'panels'} G={choice.group}{source}",
-                choice.reason,
-                choice.group,
-                choice.entries,
-                flops,
-                copies,
-            )
         case NormAct(film=film, silu=silu):
             parts = ["group norm", *["FiLM"] * (film is not None), *["SiLU"] * silu]
             why = "one read to apply; statistics from a convolution of large tiles, else one read"

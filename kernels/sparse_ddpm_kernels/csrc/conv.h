@@ -300,7 +300,7 @@ void conv_rows(const Operation &op, int64_t unit, Scratch &scratch) {
   t.residual_row = is.y.row_stride;
   t.moments_channel = conv_spans(op) * 2 * kVector;
   if (op.moments != nullptr) t.moments = op.moments + span * 2 * kVector;
-  const Real *x = op.taps.copies > 0 ? taps_of(op, span, scratch) : arena + is.x.offset;
+  const Real *x = op.taps.count > 0 ? taps_of(op, span, scratch) : arena + is.x.offset;
   const int step = is.group < kMaxGroup ? is.group : kMaxGroup;
   for (int64_t i = first; i < last; ++i) {
     const sdk::Tile &tile = op.tiles[i];
@@ -321,7 +321,7 @@ void conv_flat(const Operation &op, int64_t block, Scratch &scratch) {
   const sdk_tensor &out = is.out;
   Real *arena = arena_of(op);
   const int64_t length = out.width * op.step->lanes;
-  const Real *x = op.taps.copies > 0 ? taps_of(op, 0, scratch) : arena + is.x.offset;
+  const Real *x = op.taps.count > 0 ? taps_of(op, 0, scratch) : arena + is.x.offset;
   Real *sums = reinterpret_cast<Real *>(scratch.floats + taps_scratch(op));
   TileArguments t = tile_arguments(op);
   const int step = is.group < kMaxGroup ? is.group : kMaxGroup;

@@ -297,10 +297,15 @@ void sdk_engine::prepare_conv(Operation &op, Tiling &tiling, const sdk_program &
   Copies copies;
   if (is.copies > 0) {
     copies = make_copies(is, tiling, program.lanes, kernels->vector);
-    op.taps = {is.copies, copies.floats, tiling.x_row, tiling.tap_rows.data(), nullptr, nullptr,
-               copies.period};
-    op.taps.shifts = copied(copies.shifts, stored, bytes);
+    op.taps.copy = copied(copies.copy, stored, bytes);
+    op.taps.count = static_cast<int64_t>(copies.copy.size());
+    op.taps.floats = copies.floats;
+    op.taps.height = is.out.height;
+    op.taps.row = tiling.x_row;
+    op.taps.rows = tiling.tap_rows.data();
     if (!copies.keep.empty()) op.taps.keep = copied(copies.keep, stored, bytes);
+    op.taps.keep_period = copies.period;
+    op.taps.doubled = copies.doubled;
     is.offset = copies.offset.data();
   }
   const int64_t slots = is.panels * is.group, entries = is.panel_ptr[is.panels];

@@ -118,7 +118,8 @@ typedef struct {
  * that it makes: offset[k] is then a column of the weight, (c * size + r) * size + s, size odd, and
  * copies how many there are of each channel: `size`, with columns shifted by s - size / 2, or
  * size * size, with rows shifted by r - size / 2 too (what it reads lies at whole vectors then, as
- * far as rows or images are such). Up to 15 floats before the first channel of x are read and
+ * far as rows or images are such). With upsample too, x has half the width and height, and what is
+ * copied is every pixel of it twice in each row, and every row twice. Up to 15 floats before the first channel of x are read and
  * dropped: nothing may write them meanwhile.
  *
  * Norms: a (and b) are [C] arrays, or, with film >= 0, a = row[film ...], b = row[film + C ...]
@@ -136,6 +137,8 @@ typedef struct {
   int32_t group;
   int32_t size;
   int32_t copies;
+  int32_t upsample;
+  int32_t reserved;
   int64_t film;
   double eps;
   sdk_tensor out, x, y;

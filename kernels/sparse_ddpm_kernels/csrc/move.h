@@ -59,16 +59,36 @@ void store_output(const Operation &op, int64_t c, Scratch &) {
   }
 }
 
-// count pixels of `lanes` floats, every to_step-th or from_step-th pixel.
-SDK_INLINE void copy_pixels(Real *to, int64_t to_step, const Real *from, int64_t from_step,
-                            int64_t count, int64_t lanes) {
+// Each of count pixels of `lanes` floats twice.
+SDK_INLINE void double_pixels(Real *__restrict to, const Real *__restrict from, int64_t count,
+                              int64_t lanes) {
   if (lanes == 1) {
-    for (int64_t i = 0; i < count; ++i) to[i * to_step] = from[i * from_step];
+    for (int64_t i = 0; i < count; ++i) to[2 * i] = to[2 * i + 1] = from[i];
     return;
   }
   for (int64_t i = 0; i < count; ++i)
-    for (int64_t n = 0; n < lanes; n += kVector)
-      store(to + i * to_step * lanes + n, load(from + i * from_step * lanes + n));
+    for (int64_t n = 0; n < lanes; n += kVector) {
+      const Vec v = load(from + i * lanes + n);
+      store(to + 2 * i * lanes + n, v);
+      store(to + (2 * i + 1) * lanes + n, v);
+    }
+}
+
+// 2 * count pixels, those with even and with odd numbers apart.
+SDK_INLINE void split_pixels(Real *__restrict even, Real *__restrict odd,
+                             const Real *__restrict from, int64_t count, int64_t lanes) {
+  if (lanes == 1) {
+    for (int64_t i = 0; i < count; ++i) {
+      even[i] = from[2 * i];
+      odd[i] = from[2 * i + 1];
+    }
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t n = 0; n < lanes; n += kVector) {
+      store(even + i * lanes + n, load(from + 2 * i * lanes + n));
+      store(odd + i * lanes + n, load(from + (2 * i + 1) * lanes + n));
+    }
 }
 
 SDK_INLINE void copy_row(Real *to, const Real *from, int64_t length) {
@@ -81,22 +101,18 @@ SDK_INLINE void copy_row(Real *to, const Real *from, int64_t length) {
 // One channel of x becomes four of out.
 void space_to_depth(const Operation &op, int64_t c, Scratch &) {
   const sdk_tensor &x = op.is.x, &out = op.is.out;
-  const int64_t lanes = op.step->lanes;
-  for (int64_t i = 0; i < 2; ++i)
-    for (int64_t j = 0; j < 2; ++j)
-      for (int64_t h = 0; h < out.height; ++h)
-        copy_pixels(pixel_row(op, out, (c * 2 + i) * 2 + j, h), 1,
-                    pixel_row(op, x, c, 2 * h + i) + j * lanes, 2, out.width, lanes);
+  for (int64_t h = 0; h < x.height; ++h)
+    split_pixels(pixel_row(op, out, 4 * c + h % 2 * 2, h / 2),
+                 pixel_row(op, out, 4 * c + h % 2 * 2 + 1, h / 2), pixel_row(op, x, c, h), out.width,
+                 op.step->lanes);
 }
 
 void upsample(const Operation &op, int64_t c, Scratch &) {
   const sdk_tensor &x = op.is.x, &out = op.is.out;
   const int64_t lanes = op.step->lanes;
   for (int64_t h = 0; h < x.height; ++h) {
-    const Real *from = pixel_row(op, x, c, h);
     Real *to = pixel_row(op, out, c, 2 * h);
-    copy_pixels(to, 2, from, 1, x.width, lanes);
-    copy_pixels(to + lanes, 2, from, 1, x.width, lanes);
+    double_pixels(to, pixel_row(op, x, c, h), x.width, lanes);
     copy_row(pixel_row(op, out, c, 2 * h + 1), to, out.width * lanes);
   }
 }

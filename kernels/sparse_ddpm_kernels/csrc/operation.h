@@ -52,6 +52,13 @@ struct Shift {
   int64_t rows, columns, floats;
 };
 
+// One copy of one channel.
+struct Copy {
+  int64_t channel;  // floats from the first channel to this one
+  int64_t number;   // of its shift
+  Shift shift;
+};
+
 // Rows of the image that the tiles of a span read; they may lie outside.
 struct TapRows {
   int64_t first, last;
@@ -60,15 +67,16 @@ struct TapRows {
 // Shifted copies of a convolution's input. Each thread makes those that the tiles of its present
 // span read, in its own scratch: they stay in its cache, and nobody waits for them.
 struct Taps {
-  int64_t copies;  // of each channel, one after the other; 0: the convolution reads its input
-  int64_t floats;  // from one copy to the next
-  int64_t row;     // floats of an image row
+  const Copy *copy;  // [count], by channel, those that are read
+  int64_t count;     // 0: the convolution reads its input itself
+  int64_t floats;    // from one copy to the next
+  int64_t height, row;  // of the image, and the floats of a row
   const TapRows *rows;  // [spans]
-  // Of each copy, its shift and which floats of a period stay in the image; keep is null where
-  // pixels are taken row by row.
-  const Shift *shifts;
+  // Of each shift, which floats of a period stay in the image; null where pixels are taken row by
+  // row.
   const int32_t *keep;
   int64_t keep_period;
+  int64_t doubled;  // floats of scratch for rows that are upsampled before; 0: none are
 };
 
 struct Operation {

@@ -48,73 +48,100 @@ SDK_INLINE void masked_image(Real *to, const Real *from, int64_t length, const f
     store(to + i, masked(from + i, keep + k), length - i < kVector ? length - i : kVector);
 }
 
-// Images of one vector, whole.
-SDK_INLINE void copy_vectors(const Operation &op, Real *to) {
-  const sdk::Taps &taps = op.taps;
-  const sdk_tensor &x = op.is.x;
-  const Real *from = arena_of(op) + x.offset;
-  const float *keep = reinterpret_cast<const float *>(taps.keep);
-  for (int64_t c = 0; c < x.channels; ++c, from += x.channel_stride)
-    for (int64_t s = 0; s < taps.copies; ++s, to += taps.floats)
-      store(to, masked(from + taps.shifts[s].floats, keep + s * kVector));
-}
+// An image as rows to take pixels from.
+struct Source {
+  const Real *first;  // pixel of row 0
+  int64_t row_stride;
+};
 
-// Rows `first` to `last` of copies that take their pixels by rows.
-SDK_INLINE void copy_rows(const Operation &op, const Real *from, const sdk::Shift &shift,
+// Rows `first` to `last` of a copy that takes its pixels row by row.
+SDK_INLINE void copy_rows(const Operation &op, const Source &from, const sdk::Shift &shift,
                           int64_t first, int64_t last, Real *to) {
-  const sdk_tensor &x = op.is.x;
   const int64_t row = op.taps.row;
   for (int64_t h = first; h < last; ++h, to += row) {
     const int64_t source = h + shift.rows;
-    if (source < 0 || source >= x.height) {
+    if (source < 0 || source >= op.taps.height) {
       fill_zeros(to, row);
     } else {
-      shifted_row(to, from + source * x.row_stride, row, shift.columns * op.step->lanes);
+      shifted_row(to, from.first + source * from.row_stride, row, shift.columns * op.step->lanes);
     }
   }
 }
 
-// What the tiles of one span read. Rows outside the image are zeros.
-void make_taps(const Operation &op, const sdk::TapRows &rows, Real *to) {
+// Rows `first` to `last` of twice the width and height of a channel of x.
+SDK_INLINE Source doubled_rows(const Operation &op, const Real *x, int64_t first, int64_t last,
+                               Real *to) {
+  const int64_t row = op.taps.row, lanes = op.step->lanes;
+  for (int64_t h = first / 2; h < (last + 1) / 2; ++h) {
+    Real *even = to + (2 * h - first) * row;
+    if (2 * h < first) even += row;  // the odd row alone is wanted
+    double_pixels(even, x + h * op.is.x.row_stride, row / (2 * lanes), lanes);
+    if (2 * h >= first && 2 * h + 1 < last) copy_row(even + row, even, row);
+  }
+  return {to - first * row, row};
+}
+
+// What the tiles of one span read; rows outside the image are zeros. `doubled`: scratch for rows of
+// x upsampled.
+void make_taps(const Operation &op, const sdk::TapRows &rows, Real *to, Real *doubled) {
   const sdk::Taps &taps = op.taps;
-  const sdk_tensor &x = op.is.x;
-  const int64_t row = taps.row;
+  const int64_t row = taps.row, period = taps.keep_period;
+  const float *keep = reinterpret_cast<const float *>(taps.keep);
+  const Real *x = arena_of(op) + op.is.x.offset;
   const int64_t first = rows.first < 0 ? 0 : rows.first;
-  const int64_t last = rows.last < x.height ? rows.last : x.height;
+  const int64_t last = rows.last < taps.height ? rows.last : taps.height;
   const int64_t above = (first - rows.first) * row, below = (rows.last - last) * row;
   const int64_t length = (last - first) * row;
-  const float *keep = reinterpret_cast<const float *>(taps.keep);
-  if (keep != nullptr && above + below == 0 && length == kVector) return copy_vectors(op, to);
-  for (int64_t c = 0; c < x.channels; ++c) {
-    const Real *from = arena_of(op) + x.offset + c * x.channel_stride;
-    for (int64_t s = 0; s < taps.copies; ++s, to += taps.floats) {
-      const sdk::Shift &shift = taps.shifts[s];
-      if (above > 0) fill_zeros(to, above);
-      if (keep != nullptr) {
-        masked_image(to + above, from + first * row + shift.floats, length,
-                     keep + s * taps.keep_period, taps.keep_period);
-      } else {
-        copy_rows(op, from, shift, first, last, to + above);
-      }
-      if (below > 0) fill_zeros(to + above + length, below);
+  if (keep != nullptr && taps.doubled == 0 && above + below == 0 && length == kVector) {
+    for (int64_t i = 0; i < taps.count; ++i, to += taps.floats) {
+      const sdk::Copy &copy = taps.copy[i];
+      store(to, masked(x + copy.channel + copy.shift.floats, keep + copy.number * period));
     }
+    return;
+  }
+  int64_t channel = -1;  // of which rows are upsampled
+  Source from = {};
+  for (int64_t i = 0; i < taps.count; ++i, to += taps.floats) {
+    const sdk::Copy &copy = taps.copy[i];
+    if (taps.doubled == 0) {
+      from = {x + copy.channel, op.is.x.row_stride};
+    } else if (copy.channel != channel) {
+      channel = copy.channel;
+      from = doubled_rows(op, x + channel, first, last, doubled);
+    }
+    if (above > 0) fill_zeros(to, above);
+    if (keep != nullptr) {
+      masked_image(to + above, from.first + first * row + copy.shift.floats, length,
+                   keep + copy.number * period, period);
+    } else {
+      copy_rows(op, from, copy.shift, first, last, to + above);
+    }
+    if (below > 0) fill_zeros(to + above + length, below);
   }
 }
 
-// Floats of scratch that the copies take: up to 15 more are read, and dropped.
-int64_t taps_scratch(const Operation &op) {
-  if (op.taps.copies == 0) return 0;
-  const int64_t numbers = op.is.x.channels * op.taps.copies * op.taps.floats + 16;
+SDK_INLINE int64_t floats_for(int64_t numbers) {
   return (numbers * (int64_t)sizeof(Real) + 63) / 64 * 16;
 }
 
-// The copies for a span, made unless this thread has them; the address of the image's first pixel
-// in the first one.
+// Floats of scratch: the copies, up to 15 more that are read, and dropped; the rows upsampled, and
+// as many around them.
+SDK_INLINE int64_t copies_floats(const Operation &op) {
+  return floats_for(op.taps.count * op.taps.floats + 16);
+}
+
+int64_t taps_scratch(const Operation &op) {
+  if (op.taps.count == 0) return 0;
+  return copies_floats(op) + (op.taps.doubled > 0 ? floats_for(16 + op.taps.doubled + 16) : 0);
+}
+
+// The copies for a span, made unless this thread has them; where the first pixel of the image would
+// lie in the first one.
 SDK_INLINE const Real *taps_of(const Operation &op, int64_t span, Scratch &scratch) {
   Real *copies = reinterpret_cast<Real *>(scratch.floats);
   const sdk::TapRows &rows = op.taps.rows[span];
   if (scratch.tapped != &op || scratch.span != span || scratch.pass != op.step->pass) {
-    make_taps(op, rows, copies);
+    make_taps(op, rows, copies, reinterpret_cast<Real *>(scratch.floats + copies_floats(op)) + 16);
     scratch.tapped = &op;
     scratch.span = span;
     scratch.pass = op.step->pass;

@@ -135,30 +135,43 @@ int64_t Tiling::spans() const {
 
 Copies make_copies(const sdk_op &op, const Tiling &tiling, int64_t lanes, int64_t vector) {
   Copies made;
-  const int64_t height = op.x.height, width = op.x.width, row = width * lanes;
-  const int64_t size = op.size, middle = size / 2;
+  const int64_t height = op.out.height, width = op.out.width, row = width * lanes;
+  const int64_t size = op.size, middle = size / 2, entries = op.panel_ptr[op.panels];
   const bool rows = op.copies != size;
+  std::vector<Shift> shifts;
   for (int64_t r = rows ? -middle : 0; r <= (rows ? middle : 0); ++r)
-    for (int64_t s = -middle; s <= middle; ++s) made.shifts.push_back({r, s, r * row + s * lanes});
+    for (int64_t s = -middle; s <= middle; ++s) shifts.push_back({r, s, r * row + s * lanes});
   int64_t longest = 0;
   for (const TapRows &span : tiling.tap_rows) longest = std::max(longest, span.last - span.first);
   // An odd number of lines, so that copies spread over all sets of the caches.
   made.floats = ((longest * row + kLine - 1) / kLine | 1) * kLine;
-  const int64_t entries = op.panel_ptr[op.panels];
-  if (op.x.channels * op.copies * made.floats > INT32_MAX)
+  made.doubled = op.upsample ? longest * row : 0;
+  const auto copy_of = [&](int64_t column) {
+    const int64_t channel = column / (size * size), tap = column % (size * size);
+    return static_cast<size_t>(channel * op.copies + (rows ? tap : tap % size));
+  };
+  std::vector<int32_t> place(static_cast<size_t>(op.x.channels) * static_cast<size_t>(op.copies));
+  for (int64_t k = 0; k < entries; ++k) place[copy_of(op.offset[k])] = 1;
+  for (size_t i = 0; i < place.size(); ++i)
+    if (place[i] != 0) {
+      place[i] = static_cast<int32_t>(made.copy.size());
+      const int64_t number = static_cast<int64_t>(i) % op.copies;
+      made.copy.push_back({static_cast<int64_t>(i) / op.copies * op.x.channel_stride, number,
+                           shifts[static_cast<size_t>(number)]});
+    }
+  if (static_cast<int64_t>(made.copy.size()) * made.floats > INT32_MAX)
     throw std::invalid_argument("shifted copies are too large for 32-bit offsets");
   for (int64_t k = 0; k < entries; ++k) {
-    const int64_t channel = op.offset[k] / (size * size), tap = op.offset[k] % (size * size);
-    const int64_t copy = channel * op.copies + (rows ? tap : tap % size);
-    const int64_t moved = rows ? 0 : (tap / size - middle) * row;
-    made.offset.push_back(static_cast<int32_t>(copy * made.floats + moved));
+    const int64_t tap = op.offset[k] % (size * size), moved = rows ? 0 : (tap / size - middle) * row;
+    made.offset.push_back(
+        static_cast<int32_t>(place[copy_of(op.offset[k])] * made.floats + moved));
   }
   const bool aligned = row % vector == 0 || vector % row == 0;
   const int64_t reach = (rows ? middle * row : 0) + middle * lanes;
-  if (op.x.row_stride != row || !aligned || height * row % vector != 0 || reach > kReach)
-    return made;
+  const bool gaps = op.x.row_stride != row && !op.upsample;
+  if (gaps || !aligned || height * row % vector != 0 || reach > kReach) return made;
   made.period = rows ? height * row : std::max(row, vector);
-  for (const Shift &shift : made.shifts)
+  for (const Shift &shift : shifts)
     for (int64_t i = 0; i < made.period; ++i) {
       const int64_t h = i / row + shift.rows, w = i % row / lanes + shift.columns;
       const bool inside = w >= 0 && w < width && (!rows || (h >= 0 && h < height));

@@ -25,10 +25,11 @@ struct Tiling {
 // Shifted copies of a convolution's input: `keep` is empty where the image cannot be moved in whole
 // vectors.
 struct Copies {
-  std::vector<Shift> shifts;
+  std::vector<Copy> copy;
   std::vector<int32_t> keep;
   int64_t period = 0;
   int64_t floats = 0;           // from one copy to the next
+  int64_t doubled = 0;          // floats of rows that are upsampled before
   std::vector<int32_t> offset;  // of each entry
 };
 
