@@ -300,6 +300,7 @@ void sdk_engine::prepare_conv(Operation &op, Tiling &tiling, const sdk_program &
     op.taps.copy = copied(copies.copy, stored, bytes);
     op.taps.count = static_cast<int64_t>(copies.copy.size());
     op.taps.floats = copies.floats;
+    op.taps.shift = copied(copies.shift, stored, bytes);
     op.taps.height = is.out.height;
     op.taps.row = tiling.x_row;
     op.taps.rows = tiling.tap_rows.data();

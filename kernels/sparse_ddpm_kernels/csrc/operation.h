@@ -52,11 +52,9 @@ struct Shift {
   int64_t rows, columns, floats;
 };
 
-// One copy of one channel.
+// One copy of one channel; short, as a list of them is read beside every image.
 struct Copy {
-  int64_t channel;  // floats from the first channel to this one
-  int64_t number;   // of its shift
-  Shift shift;
+  int32_t channel, shift;
 };
 
 // Rows of the image that the tiles of a span read; they may lie outside.
@@ -70,6 +68,7 @@ struct Taps {
   const Copy *copy;  // [count], by channel, those that are read
   int64_t count;     // 0: the convolution reads its input itself
   int64_t floats;    // from one copy to the next
+  const Shift *shift;
   int64_t height, row;  // of the image, and the floats of a row
   const TapRows *rows;  // [spans]
   // Of each shift, which floats of a period stay in the image; null where pixels are taken row by

@@ -94,27 +94,29 @@ void make_taps(const Operation &op, const sdk::TapRows &rows, Real *to, Real *do
   const int64_t length = (last - first) * row;
   if (keep != nullptr && taps.doubled == 0 && above + below == 0 && length == kVector) {
     for (int64_t i = 0; i < taps.count; ++i, to += taps.floats) {
-      const sdk::Copy &copy = taps.copy[i];
-      store(to, masked(x + copy.channel + copy.shift.floats, keep + copy.number * period));
+      const sdk::Copy copy = taps.copy[i];
+      const Real *image = x + copy.channel * op.is.x.channel_stride;
+      store(to, masked(image + taps.shift[copy.shift].floats, keep + copy.shift * period));
     }
     return;
   }
-  int64_t channel = -1;  // of which rows are upsampled
+  int64_t channel = -1;
   Source from = {};
   for (int64_t i = 0; i < taps.count; ++i, to += taps.floats) {
-    const sdk::Copy &copy = taps.copy[i];
-    if (taps.doubled == 0) {
-      from = {x + copy.channel, op.is.x.row_stride};
-    } else if (copy.channel != channel) {
+    const sdk::Copy copy = taps.copy[i];
+    const sdk::Shift &shift = taps.shift[copy.shift];
+    if (copy.channel != channel) {
       channel = copy.channel;
-      from = doubled_rows(op, x + channel, first, last, doubled);
+      const Real *image = x + channel * op.is.x.channel_stride;
+      from = taps.doubled > 0 ? doubled_rows(op, image, first, last, doubled)
+                              : Source{image, op.is.x.row_stride};
     }
     if (above > 0) fill_zeros(to, above);
     if (keep != nullptr) {
-      masked_image(to + above, from.first + first * row + copy.shift.floats, length,
-                   keep + copy.number * period, period);
+      masked_image(to + above, from.first + first * row + shift.floats, length,
+                   keep + copy.shift * period, period);
     } else {
-      copy_rows(op, from, copy.shift, first, last, to + above);
+      copy_rows(op, from, shift, first, last, to + above);
     }
     if (below > 0) fill_zeros(to + above + length, below);
   }

@@ -138,9 +138,8 @@ Copies make_copies(const sdk_op &op, const Tiling &tiling, int64_t lanes, int64_
   const int64_t height = op.out.height, width = op.out.width, row = width * lanes;
   const int64_t size = op.size, middle = size / 2, entries = op.panel_ptr[op.panels];
   const bool rows = op.copies != size;
-  std::vector<Shift> shifts;
   for (int64_t r = rows ? -middle : 0; r <= (rows ? middle : 0); ++r)
-    for (int64_t s = -middle; s <= middle; ++s) shifts.push_back({r, s, r * row + s * lanes});
+    for (int64_t s = -middle; s <= middle; ++s) made.shift.push_back({r, s, r * row + s * lanes});
   int64_t longest = 0;
   for (const TapRows &span : tiling.tap_rows) longest = std::max(longest, span.last - span.first);
   // An odd number of lines, so that copies spread over all sets of the caches.
@@ -155,9 +154,8 @@ Copies make_copies(const sdk_op &op, const Tiling &tiling, int64_t lanes, int64_
   for (size_t i = 0; i < place.size(); ++i)
     if (place[i] != 0) {
       place[i] = static_cast<int32_t>(made.copy.size());
-      const int64_t number = static_cast<int64_t>(i) % op.copies;
-      made.copy.push_back({static_cast<int64_t>(i) / op.copies * op.x.channel_stride, number,
-                           shifts[static_cast<size_t>(number)]});
+      const auto copy = static_cast<int32_t>(i);
+      made.copy.push_back({copy / op.copies, copy % op.copies});
     }
   if (static_cast<int64_t>(made.copy.size()) * made.floats > INT32_MAX)
     throw std::invalid_argument("shifted copies are too large for 32-bit offsets");
@@ -171,7 +169,7 @@ Copies make_copies(const sdk_op &op, const Tiling &tiling, int64_t lanes, int64_
   const bool gaps = op.x.row_stride != row && !op.upsample;
   if (gaps || !aligned || height * row % vector != 0 || reach > kReach) return made;
   made.period = rows ? height * row : std::max(row, vector);
-  for (const Shift &shift : shifts)
+  for (const Shift &shift : made.shift)
     for (int64_t i = 0; i < made.period; ++i) {
       const int64_t h = i / row + shift.rows, w = i % row / lanes + shift.columns;
       const bool inside = w >= 0 && w < width && (!rows || (h >= 0 && h < height));

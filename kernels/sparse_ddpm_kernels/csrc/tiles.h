@@ -26,6 +26,7 @@ struct Tiling {
 // vectors.
 struct Copies {
   std::vector<Copy> copy;
+  std::vector<Shift> shift;
   std::vector<int32_t> keep;
   int64_t period = 0;
   int64_t floats = 0;           // from one copy to the next
