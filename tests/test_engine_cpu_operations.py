@@ -122,6 +122,42 @@ def test_conv_on_whole_vectors_of_a_wide_image(group: int) -> None:
     check(make, shapes=((3, 9, 32), (2, 5, 48)), batches=(1, 7, 16), group=group)
 
 
+@pytest.mark.parametrize("density", [0.0, 0.02, 0.3])
+@pytest.mark.parametrize("size", [3, 5])
+def test_conv_of_copies_that_threads_make_for_parts_of_an_image(size: int, density: float) -> None:
+    """Images of several spans; at low densities most copies are never read, or none is."""
+
+    def make(shape: Shape) -> Program:
+        weight = sparse_rows(20, shape[0] * size * size, density)
+        if density == 0.0:
+            weight = CSR.from_dense(np.zeros(weight.shape, np.float32))
+        return program(shape, Conv("y", "x", weight, size, normal(10, 20)))
+
+    shapes = ((2, 16, 16), (3, 32, 32), (2, 31, 16), (1, 64, 48), (2, 17, 33))
+    check(make, shapes=shapes, batches=(1, 2), group=1)
+
+
+@pytest.mark.parametrize("group", [1, 16])
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_conv_of_an_upsampled_image(size: int, group: int) -> None:
+    def make(shape: Shape) -> Program:
+        weight = sparse_rows(18, shape[0] * size * size)
+        return program(shape, Upsample2x("large", "x"), Conv("y", "large", weight, size))
+
+    shapes = (*SHAPES, (2, 2, 2), (3, 16, 16), (1, 5, 24), (2, 9, 32))
+    check(make, shapes=shapes, batches=(1, 3, 16), group=group)
+
+
+def test_an_upsampled_image_that_is_read_twice_is_stored() -> None:
+    def make(shape: Shape) -> Program:
+        operations: list[Operation] = [Upsample2x("large", "x")]
+        for name in ("a", "b"):
+            operations.append(Conv(name, "large", sparse_rows(4, shape[0] * 9), 3, normal(10, 4)))
+        return program(shape, *operations, Add("y", "a", "b"))
+
+    check(make, batches=(1, 16))
+
+
 def test_conv_with_residual_and_without_bias() -> None:
     def make(shape: Shape) -> Program:
         weight = sparse_rows(shape[0], shape[0] * 9)

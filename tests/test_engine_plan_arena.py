@@ -7,12 +7,13 @@ import itertools
 import numpy as np
 import pytest
 
+from sparse_ddpm.accounting import account
 from sparse_ddpm.engine.arena import Arena, lanes_for, plan_arena
 from sparse_ddpm.engine.plan import make_plan
 from sparse_ddpm.errors import EngineError
 from sparse_ddpm.formats import CSR, Dense
 from sparse_ddpm.lower import lower
-from sparse_ddpm.program import Add, Concat, Conv, Program, TimeEmbedding
+from sparse_ddpm.program import Add, Concat, Conv, Program, TimeEmbedding, Upsample2x
 from sparse_ddpm.ticket import UNetConfig, synthetic_ticket
 
 CONFIG = UNetConfig(dim=8, dim_mults=(1, 2, 2), channels=3, image_size=8, groups=4)
@@ -128,6 +129,23 @@ def test_a_value_lies_in_one_concatenation_and_is_copied_to_the_next() -> None:
     assert plan.steps[1].kernel == "none"
     assert plan.steps[2].kernel == "copy"
     assert "x and a" in plan.steps[2].reason
+
+
+def test_what_one_convolution_reads_upsampled_has_no_place() -> None:
+    operations = (Upsample2x("large", "x"), conv("y", "large", 2, size=3))
+    graph = Program(operations, "x", (2, 4, 4), "y", TIME)
+    alone, many, kept = (
+        make_plan(graph),
+        make_plan(graph, batch=16),
+        make_plan(graph, keep_all=True),
+    )
+    assert [step.operations for step in alone.steps] == [operations]
+    assert alone.steps[0].kernel == "dense G=2, upsampled, columns shifted"
+    assert set(alone.arena.placements) == {"x", "y"}
+    assert "large" in many.arena.placements
+    assert "large" in kept.arena.placements
+    assert [row.read_bytes for row in account(alone)] == [4 * 2 * 4 * 4]
+    assert [row.read_bytes for row in account(kept)] == [4 * 2 * 4 * 4, 4 * 2 * 8 * 8]
 
 
 def test_a_value_that_nobody_reads_is_placed_too() -> None:

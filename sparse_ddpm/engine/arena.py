@@ -214,8 +214,8 @@ def plan_arena(
     """Place every value of ``program``; with ``keep_all`` no memory is used twice.
 
     ``copied``: convolutions that read shifted copies of their input, which needs no halo;
-    ``upsamples``: of the inputs of some of them, done on the way. Those have no place, nor do values
-    inside ``blocks``; the contexts of a block are a buffer of floats, see `contexts_of`.
+    ``upsamples``: of the inputs of some of them, done on the way. Those have no place, nor have
+    values inside ``blocks``; the contexts of a block are a buffer of floats, see `contexts_of`.
     ``number_bytes``: of an activation.
     """
     stages = _stages(program, upsamples, blocks)
@@ -247,8 +247,8 @@ def plan_arena(
         begin, end = spans.get(owner, (first, last))
         spans[owner] = (min(begin, first), max(end, last))
     shapes = {name: program.shapes[name] for name in times}
-    # Whoever makes shifted copies reads a little before an image: a line of its own, that nothing else
-    # writes.
+    # Whoever makes shifted copies reads a little before an image: a line of its own, that nothing
+    # else writes.
     sizes = {
         name: (LINE + shapes[name][0] * layouts[name].channel_stride, *spans[name])
         for name in halos

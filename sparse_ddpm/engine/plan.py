@@ -57,6 +57,11 @@ MAX_COPIED_SIZE = 5
 """Larger kernels would need more copies than they are worth."""
 
 
+Weightless = (
+    NormAct | ChannelNorm | Attention | LinearAttention | SpaceToDepth | Upsample2x | Concat | Add
+)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
     """One operation's kernel and the reason for it; or operations that run as one.
@@ -176,16 +181,18 @@ def make_plan(
     upsamples = {} if keep_all else _upsamples(program, copied)
     inside |= {upsample.out for upsample in upsamples.values()}
     arena = plan_arena(program, lanes, keep_all, copied, upsamples, blocks, DTYPES[dtype])
-    steps = tuple(
-        _block_step(blocks[op.out], program)
-        if op.out in blocks
-        else _conv_step(op, program, groups[op.out], copied.get(op.out, 0), upsamples.get(op.out))
-        if isinstance(op, Conv)
-        else _step(op, arena, reasons)
-        for op in program.operations
-        if op.out not in inside
-    )
-    return Plan(program, batch, dtype, lanes, arena, steps)
+    steps = []
+    for op in program.operations:
+        if op.out in inside:
+            continue
+        if op.out in blocks:
+            steps.append(_block_step(blocks[op.out], program))
+        elif isinstance(op, Conv):
+            copies, upsample = copied.get(op.out, 0), upsamples.get(op.out)
+            steps.append(_conv_step(op, program, groups[op.out], copies, upsample))
+        else:
+            steps.append(_step(op, arena, reasons))
+    return Plan(program, batch, dtype, lanes, arena, tuple(steps))
 
 
 def _block_step(block: LinearBlock, program: Program) -> Step:
@@ -241,7 +248,7 @@ def _conv_step(
     )
 
 
-def _step(operation: Operation, arena: Arena, reasons: Mapping[str, str]) -> Step:
+def _step(operation: Weightless, arena: Arena, reasons: Mapping[str, str]) -> Step:
     match operation:
         case NormAct(film=film, silu=silu):
             parts = ["group norm", *["FiLM"] * (film is not None), *["SiLU"] * silu]

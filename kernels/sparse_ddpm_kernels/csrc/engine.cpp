@@ -27,23 +27,80 @@ namespace {
 struct Free {
   void operator()(float *p) const { std::free(p); }
 };
-using Floats = std::unique_ptr<float[], Free>;
-
 constexpr size_t kLine = 64, kHugePage = size_t{2} << 20;
 
-// Zeroed floats, aligned to cache lines, or to huge pages where they fill some.
-Floats allocate(int64_t count) {
-  const size_t wanted = static_cast<size_t>(count) * sizeof(float);
-  const size_t unit = wanted >= kHugePage ? kHugePage : kLine;
-  const size_t bytes = (wanted + unit - 1) / unit * unit + (wanted == 0 ? unit : 0);
-  void *p = nullptr;
-  if (posix_memalign(&p, unit, bytes) != 0) throw std::bad_alloc();
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  if (unit == kHugePage) madvise(p, bytes, MADV_HUGEPAGE);
+size_t rounded_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
+
+// All that an engine holds, zeroed: arrays aligned to cache lines, side by side on huge pages, as
+// small pages would cost the kernels, which read here and there, a miss for nearly every one.
+class Memory {
+ public:
+  float *take(int64_t count) {
+    const size_t wanted = rounded_up(static_cast<size_t>(count) * sizeof(float), kLine);
+    taken_ += static_cast<int64_t>(wanted);
+#if defined(__SANITIZE_ADDRESS__)
+    return block(wanted > 0 ? wanted : kLine, kLine);  // so that a step past its end is seen
+#else
+    if (wanted > left_) {
+      const size_t bytes = rounded_up(wanted, kHugePage);
+      float *fresh = block(bytes, kHugePage);
+      if (bytes - wanted > left_) {
+        next_ = fresh + wanted / sizeof(float);
+        left_ = bytes - wanted;
+      }
+      return fresh;
+    }
+    float *p = next_;
+    next_ += wanted / sizeof(float);
+    left_ -= wanted;
+    return p;
 #endif
-  std::memset(p, 0, bytes);
-  return Floats(static_cast<float *>(p));
-}
+  }
+
+  template <class T>
+  T *copy(const T *from, int64_t count) {
+    static_assert(sizeof(T) % sizeof(float) == 0, "stored as floats");
+    if (from == nullptr) return nullptr;
+    T *to = reinterpret_cast<T *>(take(count * static_cast<int64_t>(sizeof(T) / sizeof(float))));
+    if (count > 0) std::memcpy(to, from, static_cast<size_t>(count) * sizeof(T));
+    return to;
+  }
+
+  template <class T>
+  const T *copy(const std::vector<T> &from) {
+    return copy(from.data(), static_cast<int64_t>(from.size()));
+  }
+
+  sdk_weight copy(sdk_weight w) {
+    const int64_t slots = w.panels * w.group, entries = w.panel_ptr[w.panels];
+    w.panel_ptr = copy(w.panel_ptr, w.panels + 1);
+    w.offset = copy(w.offset, entries);
+    w.value = copy(w.value, entries * w.group);
+    w.slot = copy(w.slot, slots);
+    w.bias = copy(w.bias, slots);
+    return w;
+  }
+
+  // What was asked for.
+  int64_t bytes() const { return taken_; }
+
+ private:
+  float *block(size_t bytes, size_t alignment) {
+    void *p = nullptr;
+    if (posix_memalign(&p, alignment, bytes) != 0) throw std::bad_alloc();
+    blocks_.emplace_back(static_cast<float *>(p));
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    if (alignment == kHugePage) madvise(p, bytes, MADV_HUGEPAGE);
+#endif
+    std::memset(p, 0, bytes);
+    return blocks_.back().get();
+  }
+
+  std::vector<std::unique_ptr<float, Free>> blocks_;
+  float *next_ = nullptr;
+  size_t left_ = 0;
+  int64_t taken_ = 0;
+};
 
 uint32_t supported() {
 #if defined(SDK_NEON_KERNELS)
@@ -89,33 +146,6 @@ const Kernels &kernels_of(int isa, bool half, bool pairs) {
   if (isa == SDK_AVX512) return half ? avx512_half_kernels : avx512_kernels;
 #endif
   throw std::invalid_argument("no such instruction set");
-}
-
-template <class T>
-T *copied(const T *from, int64_t count, std::vector<Floats> &store, int64_t &bytes) {
-  static_assert(sizeof(T) % sizeof(float) == 0, "stored as floats");
-  if (from == nullptr) return nullptr;
-  const int64_t floats = count * static_cast<int64_t>(sizeof(T) / sizeof(float));
-  store.push_back(allocate(floats));
-  bytes += floats * static_cast<int64_t>(sizeof(float));
-  T *to = reinterpret_cast<T *>(store.back().get());
-  if (count > 0) std::memcpy(to, from, static_cast<size_t>(count) * sizeof(T));
-  return to;
-}
-
-template <class T>
-const T *copied(const std::vector<T> &from, std::vector<Floats> &store, int64_t &bytes) {
-  return copied(from.data(), static_cast<int64_t>(from.size()), store, bytes);
-}
-
-sdk_weight copied(sdk_weight w, std::vector<Floats> &store, int64_t &bytes) {
-  const int64_t slots = w.panels * w.group, entries = w.panel_ptr[w.panels];
-  w.panel_ptr = copied(w.panel_ptr, w.panels + 1, store, bytes);
-  w.offset = copied(w.offset, entries, store, bytes);
-  w.value = copied(w.value, entries * w.group, store, bytes);
-  w.slot = copied(w.slot, slots, store, bytes);
-  w.bias = copied(w.bias, slots, store, bytes);
-  return w;
 }
 
 // Panels whose entries go in pairs, an odd one with a weight of 0: offsets of both, and for each
@@ -199,10 +229,10 @@ struct sdk_engine {
   void prepare_conv(Operation &op, Tiling &tiling, const sdk_program &program);
   bool leaves_moments(const Operation &conv, const Tiling &tiling, const Operation &norm) const;
 
-  int64_t arena_floats, scratch_floats = 0, moment_floats = 0, bytes = 0;
+  int64_t arena_floats, scratch_floats = 0, moment_floats = 0;
   int64_t input_floats = 0, output_floats = 0;  // of one image
-  Floats arena, moments;
-  std::vector<Floats> stored, scratch_memory;
+  Memory memory;
+  float *moments;
   std::vector<Scratch> scratch;  // of each thread
   std::vector<Operation> operations;
   std::vector<int64_t> main_units;
@@ -224,8 +254,7 @@ sdk_engine::sdk_engine(const sdk_program &program) : flags(program.flags) {
   kernels = &kernels_of(isa, half, flags & SDK_BF16);
   // Of halves two fill a float.
   arena_floats = (half ? (program.arena + 1) / 2 : program.arena);
-  arena = allocate(arena_floats);
-  step.arena = arena.get();
+  step.arena = memory.take(arena_floats);
   step.lanes = program.lanes;
   const auto count = static_cast<size_t>(program.ops);
   operations.resize(count);
@@ -248,21 +277,21 @@ sdk_engine::sdk_engine(const sdk_program &program) : flags(program.flags) {
       std::unique_ptr<sdk_linear_block> &block = blocks[op.is.block];
       if (block == nullptr) {
         block = std::make_unique<sdk_linear_block>(*op.is.block);
-        block->head = copied(block->head, block->heads, stored, bytes);
+        block->head = memory.copy(block->head, block->heads);
         for (sdk_weight *w : {&block->q, &block->k, &block->v, &block->out})
-          *w = copied(*w, stored, bytes);
+          *w = memory.copy(*w);
       }
       op.is.block = block.get();
-      op.is.a = copied(op.is.a, op.is.out.channels, stored, bytes);
+      op.is.a = memory.copy(op.is.a, op.is.out.channels);
     } else {
-      op.is.a = copied(op.is.a, op.is.x.channels, stored, bytes);
-      op.is.b = copied(op.is.b, op.is.x.channels, stored, bytes);
+      op.is.a = memory.copy(op.is.a, op.is.x.channels);
+      op.is.b = memory.copy(op.is.b, op.is.x.channels);
     }
     if (i > 0 && leaves_moments(operations[i - 1], tilings[i - 1], op)) {
       Operation &conv = operations[i - 1];
       const int64_t channels = conv.is.out.channels;
       op.moment_spans = tilings[i - 1].spans();
-      op.moment_bias = copied(program.op[i - 1].a, channels, stored, bytes);
+      op.moment_bias = memory.copy(program.op[i - 1].a, channels);
       moment_floats = std::max(moment_floats, channels * op.moment_spans * 2 * kernels->vector);
     }
     main_units[i] = kernels->units(op);
@@ -270,15 +299,11 @@ sdk_engine::sdk_engine(const sdk_program &program) : flags(program.flags) {
     const int64_t floats = kernels->scratch_floats(op);
     if (floats > scratch_floats) scratch_floats = floats;
   }
-  moments = allocate(moment_floats);
-  bytes += moment_floats * static_cast<int64_t>(sizeof(float));
+  moments = memory.take(moment_floats);
   for (size_t i = 1; i < count; ++i)
-    if (operations[i].moment_spans > 0) operations[i].moments = operations[i - 1].moments = moments.get();
-  for (int t = 0; t < program.threads; ++t) {
-    scratch_memory.push_back(allocate(scratch_floats));
-    scratch.push_back({scratch_memory.back().get(), nullptr, 0, 0});
-  }
-  bytes += program.threads * scratch_floats * static_cast<int64_t>(sizeof(float));
+    if (operations[i].moment_spans > 0) operations[i].moments = operations[i - 1].moments = moments;
+  for (int t = 0; t < program.threads; ++t)
+    scratch.push_back({memory.take(scratch_floats), nullptr, 0, 0});
   pool = std::make_unique<Pool>(program.threads, units, this, &work,
                                 flags & SDK_PROFILE ? &done : nullptr);
 }
@@ -297,14 +322,14 @@ void sdk_engine::prepare_conv(Operation &op, Tiling &tiling, const sdk_program &
   Copies copies;
   if (is.copies > 0) {
     copies = make_copies(is, tiling, program.lanes, kernels->vector);
-    op.taps.copy = copied(copies.copy, stored, bytes);
+    op.taps.copy = memory.copy(copies.copy);
     op.taps.count = static_cast<int64_t>(copies.copy.size());
     op.taps.floats = copies.floats;
-    op.taps.shift = copied(copies.shift, stored, bytes);
+    op.taps.shift = memory.copy(copies.shift);
     op.taps.height = is.out.height;
     op.taps.row = tiling.x_row;
     op.taps.rows = tiling.tap_rows.data();
-    if (!copies.keep.empty()) op.taps.keep = copied(copies.keep, stored, bytes);
+    if (!copies.keep.empty()) op.taps.keep = memory.copy(copies.keep);
     op.taps.keep_period = copies.period;
     op.taps.doubled = copies.doubled;
     is.offset = copies.offset.data();
@@ -312,19 +337,19 @@ void sdk_engine::prepare_conv(Operation &op, Tiling &tiling, const sdk_program &
   const int64_t slots = is.panels * is.group, entries = is.panel_ptr[is.panels];
   if (kernels->dot_group > 0 && is.group >= kernels->dot_group) {
     const Pairs pairs = make_pairs(is);
-    is.panel_ptr = copied(pairs.panel_ptr, stored, bytes);
-    is.offset = copied(pairs.offset, stored, bytes);
-    is.value = reinterpret_cast<const float *>(copied(pairs.value, stored, bytes));
+    is.panel_ptr = memory.copy(pairs.panel_ptr);
+    is.offset = memory.copy(pairs.offset);
+    is.value = reinterpret_cast<const float *>(memory.copy(pairs.value));
   } else {
-    is.panel_ptr = copied(is.panel_ptr, is.panels + 1, stored, bytes);
-    is.offset = copied(is.offset, entries, stored, bytes);
-    is.value = copied(is.value, entries * is.group, stored, bytes);
+    is.panel_ptr = memory.copy(is.panel_ptr, is.panels + 1);
+    is.offset = memory.copy(is.offset, entries);
+    is.value = memory.copy(is.value, entries * is.group);
   }
-  is.slot = copied(is.slot, slots, stored, bytes);
+  is.slot = memory.copy(is.slot, slots);
   std::vector<float> bias(static_cast<size_t>(slots));
   for (int64_t s = 0; s < slots; ++s)
     if (is.a != nullptr && is.slot[s] >= 0) bias[static_cast<size_t>(s)] = is.a[is.slot[s]];
-  op.bias = copied(bias, stored, bytes);
+  op.bias = memory.copy(bias);
 }
 
 // Whether the convolution can sum up, while it has them in registers, what the norm needs to know.
@@ -375,10 +400,10 @@ void sdk_engine::run(const float *x, float *out, const float *row, int64_t image
     ++step.pass;
     if (flags & SDK_POISON) {
       // All bits set is a NaN.
-      std::memset(arena.get(), 0xff, static_cast<size_t>(arena_floats) * sizeof(float));
-      std::memset(moments.get(), 0xff, static_cast<size_t>(moment_floats) * sizeof(float));
-      for (auto &floats : scratch_memory)
-        std::memset(floats.get(), 0xff, static_cast<size_t>(scratch_floats) * sizeof(float));
+      std::memset(step.arena, 0xff, static_cast<size_t>(arena_floats) * sizeof(float));
+      std::memset(moments, 0xff, static_cast<size_t>(moment_floats) * sizeof(float));
+      for (Scratch &one : scratch)
+        std::memset(one.floats, 0xff, static_cast<size_t>(scratch_floats) * sizeof(float));
     }
     pool->run();
   }
@@ -410,7 +435,9 @@ void sdk_run(sdk_engine *engine, const float *x, float *out, const float *row, i
 
 const void *sdk_arena(const sdk_engine *engine) { return engine->step.arena; }
 int32_t sdk_engine_isa(const sdk_engine *engine) { return engine->isa; }
-int64_t sdk_bytes(const sdk_engine *engine) { return engine->bytes; }
+int64_t sdk_bytes(const sdk_engine *engine) {
+  return engine->memory.bytes() - engine->arena_floats * static_cast<int64_t>(sizeof(float));
+}
 void sdk_seconds(const sdk_engine *engine, double *seconds) {
   std::memcpy(seconds, engine->seconds.data(), engine->seconds.size() * sizeof(double));
 }

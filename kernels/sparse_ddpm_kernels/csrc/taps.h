@@ -93,11 +93,13 @@ void make_taps(const Operation &op, const sdk::TapRows &rows, Real *to, Real *do
   const int64_t above = (first - rows.first) * row, below = (rows.last - last) * row;
   const int64_t length = (last - first) * row;
   if (keep != nullptr && taps.doubled == 0 && above + below == 0 && length == kVector) {
-    for (int64_t i = 0; i < taps.count; ++i, to += taps.floats) {
-      const sdk::Copy copy = taps.copy[i];
-      const Real *image = x + copy.channel * op.is.x.channel_stride;
-      store(to, masked(image + taps.shift[copy.shift].floats, keep + copy.shift * period));
-    }
+    // Copied from where a store might change them, as far as the compiler knows.
+    const sdk::Copy *next = taps.copy, *end = next + taps.count;
+    const int64_t channel_stride = op.is.x.channel_stride, floats = taps.floats;
+    const sdk::Shift *shift = taps.shift;
+    for (; next < end; ++next, to += floats)
+      store(to, masked(x + next->channel * channel_stride + shift[next->shift].floats,
+                       keep + next->shift * kVector));
     return;
   }
   int64_t channel = -1;
