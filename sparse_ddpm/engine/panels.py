@@ -16,32 +16,37 @@ from sparse_ddpm.formats import Matrix
 
 GROUPS = (1, 2, 4, 8, 16)
 
-Costs = Mapping[int, float]
-"""Time of one panel entry over one vector of pixels by G, in multiply-adds of a vector.
+Costs = Mapping[int, tuple[float, float]]
+"""By G: time of one panel entry over one vector of pixels, in multiply-adds of a vector, and time
+to start and to store one channel of a panel.
 
 G = 1 waits for the L2 cache, as each loaded pixel is used once, and G = 2 hides one more
 multiply-add in the same wait. Wide panels pay for the small tiles that their sums leave room for.
 """
 
 
-def _costs(*cost: float) -> Costs:
-    return MappingProxyType(dict(zip(GROUPS, cost, strict=True)))
+START = (4.0,) * len(GROUPS)
+
+
+def _costs(*entry: float, start: tuple[float, ...] = START) -> Costs:
+    return MappingProxyType(dict(zip(GROUPS, zip(entry, start, strict=True), strict=True)))
 
 
 FLOAT32_COSTS = _costs(2.1, 2.3, 4.3, 8.5, 18.4)
+"""Of pixels in the nearest cache, as inside a fused block."""
 
 ENTRY_COSTS: Mapping[str, tuple[Costs, Costs]] = MappingProxyType(
     {
-        "float32": (FLOAT32_COSTS, _costs(2.2, 2.4, 4.5, 9.0, 16.6)),
+        "float32": (
+            _costs(1.9, 2.54, 4.9, 9.2, 17.8, start=(1.5, 4.0, 22.0, 4.5, 12.0)),
+            _costs(1.95, 2.4, 5.1, 9.8, 18.1, start=(1.0, 6.0, 9.0, 6.0, 7.0)),
+        ),
         "float16": (_costs(1.95, 2.6, 4.6, 8.7, 17.8), _costs(1.95, 2.6, 4.9, 9.6, 16.6)),
         "bfloat16": (_costs(1.95, 2.6, 4.6, 6.5, 13.5), _costs(1.95, 2.6, 4.9, 6.0, 12.5)),
     }
 )
-"""By precision: with one image in a pass, and with a vector of them. Measured on one core with
-AVX-512 (benchmarks/test_convolution.py)."""
-
-PANEL_COST = 4.0
-"""Time to start and to store one panel, in the same unit."""
+"""By precision: with one image in a pass, and with a vector of them. On one core with AVX-512;
+float32 fitted to whole steps (benchmarks/cost_model.py), the others measured alone."""
 
 FEW = 0.01
 """Share of the columns that dense panels may lack."""
@@ -120,11 +125,11 @@ def choose_group(
     costs: dict[int, float] = {}
     full: dict[int, int] = {}
     every: dict[int, float] = {}
-    for group, cost in entry_costs.items():
+    for group, (cost, first) in entry_costs.items():
         if group > max(rows, 1) and group != forced:
             continue
         union = _union(stored, group)
-        start = len(union) * group * PANEL_COST
+        start = len(union) * group * first
         entries[group], full[group] = int(np.count_nonzero(union)), union.size
         costs[group], every[group] = (n[group] * cost + start for n in (entries, full))
     group = min(costs, key=lambda g: costs[g]) if forced is None else forced
