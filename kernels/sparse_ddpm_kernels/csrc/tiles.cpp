@@ -38,13 +38,67 @@ std::vector<int64_t> cut_panels(const sdk_op &op, int64_t blocks) {
   return cut;
 }
 
+// Rows of the image of which a tile makes some.
+using Rows = std::vector<TapRows>;
+
+// Register tiles of at most `limit` vectors over an image of `height` rows of `vectors` vectors, and
+// which rows of the image, `image_row` floats each, they make.
+Rows cut_image(const sdk_op &op, const Kernels &kernels, int32_t group, int64_t height,
+               int64_t vectors, int64_t limit, int64_t image_row, Tiling &tiling) {
+  Rows made;
+  const int64_t vector = kernels.vector, strips = (vectors + limit - 1) / limit;
+  std::vector<int64_t> start;  // of each strip of columns, in vectors
+  for (int64_t s = 0; s <= strips; ++s) start.push_back(vectors * s / strips);
+  int64_t most_rows = 1;
+  while (2 * most_rows * (start[1] - start[0]) <= limit) most_rows *= 2;
+  for (int64_t h = 0; h < height;) {
+    int64_t rows = most_rows;
+    while (rows > height - h) rows /= 2;
+    for (int64_t s = 0; s < strips; ++s) {
+      const int64_t width = start[s + 1] - start[s], column = start[s] * vector;
+      // Strips differ by one vector at most; the wider ones may not fit that many rows.
+      for (int64_t r = 0; r < rows;) {
+        int64_t now = rows - r;
+        while (now * width > limit) now /= 2;
+        const int64_t at = h + r;
+        tiling.tiles.push_back(
+            {kernels.tile(group, static_cast<int32_t>(now), static_cast<int32_t>(width)),
+             at * tiling.x_row + column, at * op.out.row_stride + column,
+             at * op.y.row_stride + column});
+        const int64_t begin = at * image_row + column;
+        const int64_t end = (at + now - 1) * image_row + column + width * vector;
+        made.push_back({begin / image_row, (end + image_row - 1) / image_row});
+        r += now;
+      }
+    }
+    h += rows;
+  }
+  tiling.vectors = height * vectors;
+  tiling.widest = most_rows * (start[1] - start[0]);
+  return made;
+}
+
+// What the tiles of each span read of copies of the image. Those with shifted columns alone are read
+// above and below.
+Rows rows_read(const sdk_op &op, const Tiling &tiling, const Rows &made) {
+  const int64_t above = op.copies == op.size ? op.size / 2 : 0;
+  if (tiling.flat) return {{-above, op.out.height + above}};
+  Rows read;
+  for (size_t i = 0; i < made.size(); ++i) {
+    const TapRows rows = {made[i].first - above, made[i].last + above};
+    if (static_cast<int64_t>(i) % tiling.span == 0) read.push_back(rows);
+    read.back().first = std::min(read.back().first, rows.first);
+    read.back().last = std::max(read.back().last, rows.last);
+  }
+  return read;
+}
+
 }  // namespace
 
 Tiling make_tiling(const sdk_op &op, int64_t lanes, int threads, const Kernels &kernels) {
   Tiling tiling;
-  const int64_t vector = kernels.vector;
-  int64_t height = op.out.height, row = op.out.width * lanes;
-  const int64_t image_row = row;
+  const int64_t vector = kernels.vector, image_row = op.out.width * lanes;
+  int64_t height = op.out.height, row = image_row;
   const bool residual = op.y.channels > 0, copies = op.copies > 0;
   tiling.x_row = copies ? image_row : op.x.row_stride;
   if ((copies || contiguous(op.x, lanes)) && contiguous(op.out, lanes) &&
@@ -66,63 +120,17 @@ Tiling make_tiling(const sdk_op &op, int64_t lanes, int threads, const Kernels &
   int64_t limit = kernels.tile_limit[index];
   if (copies && !tiling.flat && height == 1)
     limit = std::min(limit, std::max(kTallEnough, (vectors + 1) / 2));
-  const int64_t strips = (vectors + limit - 1) / limit;
-  std::vector<TapRows> read;   // by each tile
-  std::vector<int64_t> start;  // of each strip of columns, in vectors
-  for (int64_t s = 0; s <= strips; ++s) start.push_back(vectors * s / strips);
-  int64_t most_rows = 1;
-  while (2 * most_rows * (start[1] - start[0]) <= limit) most_rows *= 2;
-  for (int64_t h = 0; h < height;) {
-    int64_t rows = most_rows;
-    while (rows > height - h) rows /= 2;
-    for (int64_t s = 0; s < strips; ++s) {
-      const int64_t width = start[s + 1] - start[s], column = start[s] * vector;
-      // Strips differ by one vector at most; the wider ones may not fit that many rows.
-      for (int64_t r = 0; r < rows;) {
-        int64_t now = rows - r;
-        while (now * width > limit) now /= 2;
-        const int64_t at = h + r;
-        tiling.tiles.push_back(
-            {kernels.tile(group, static_cast<int32_t>(now), static_cast<int32_t>(width)),
-             at * tiling.x_row + column, at * op.out.row_stride + column,
-             at * op.y.row_stride + column});
-        const int64_t begin = at * image_row + column;
-        const int64_t end = (at + now - 1) * image_row + column + width * vector;
-        read.push_back({begin / image_row, (end + image_row - 1) / image_row});
-        r += now;
-      }
-    }
-    h += rows;
-  }
-  const int64_t entries = op.panel_ptr[op.panels] * op.group;
-  const int64_t tile_work = entries * height * vectors / static_cast<int64_t>(tiling.tiles.size());
+  const Rows made = cut_image(op, kernels, group, height, vectors, limit, image_row, tiling);
   const auto tiles = static_cast<int64_t>(tiling.tiles.size());
-  // The same for any number of threads, as sums over a span depend on it.
-  // Images whose rows move too are small: they are copied whole.
+  // The same for any number of threads, as sums over a span depend on it. Images whose rows are
+  // shifted too are small, and copied whole.
   tiling.span = op.copies > op.size ? tiles : (tiles + kSpans - 1) / kSpans;
-  tiling.vectors = height * vectors;
-  tiling.widest = most_rows * (start[1] - start[0]);
-  const int64_t spans = tiling.spans();
-  if (tiling.flat) {
-    tiling.tap_rows = {{0, op.out.height}};
-  } else {
-    for (int64_t i = 0; i < tiles; ++i) {
-      if (i % tiling.span == 0) tiling.tap_rows.push_back(read[static_cast<size_t>(i)]);
-      TapRows &rows = tiling.tap_rows.back();
-      rows.first = std::min(rows.first, read[static_cast<size_t>(i)].first);
-      rows.last = std::max(rows.last, read[static_cast<size_t>(i)].last);
-    }
-  }
-  // Copies with shifted columns alone are read above and below.
-  const int64_t above = op.copies == op.size ? op.size / 2 : 0;
-  for (TapRows &rows : tiling.tap_rows) rows = {rows.first - above, rows.last + above};
-  const int64_t units = kUnitsPerThread * threads;
-  int64_t blocks = threads == 1 ? 1 : units;
-  if (!tiling.flat) {
-    blocks = (blocks + spans - 1) / spans;
-    blocks = std::min(blocks, tiling.span * tile_work / kUnitWork);
-  } else {
-    blocks = std::min(blocks, entries * vectors / kUnitWork);
+  if (copies) tiling.tap_rows = rows_read(op, tiling, made);
+  const int64_t work = op.panel_ptr[op.panels] * op.group * tiling.vectors;
+  int64_t blocks = 1;
+  if (threads > 1) {
+    const int64_t spans = tiling.flat ? 1 : tiling.spans(), wanted = kUnitsPerThread * threads;
+    blocks = std::min((wanted + spans - 1) / spans, work / spans / kUnitWork);
   }
   blocks = std::max<int64_t>(1, std::min(blocks, op.panels));
   tiling.block = cut_panels(op, blocks);
