@@ -60,7 +60,7 @@ def measure(name: str, arguments: list[str], options: argparse.Namespace) -> dic
         print(f"{name}: kept", file=sys.stderr)
     else:
         print(f"{name}: measuring", file=sys.stderr, flush=True)
-        command = [sys.executable, "-m", "sparse_ddpm.cli.main", "bench", "--json"]
+        command = [sys.executable, "-m", "sparse_ddpm", "bench", "--json"]
         done = subprocess.run(
             [*command, *arguments, *options.bench], stdout=subprocess.PIPE, check=False
         )

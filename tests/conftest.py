@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+
+if importlib.util.find_spec("triton") is not None and not Path("/dev/nvidiactl").exists():
+    # Before any kernel's module is imported: it then belongs to Triton's interpreter.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +23,21 @@ def data_root() -> Path:
     if not path.is_dir():
         pytest.skip(f"no real data: {path} is not a folder (set SPARSE_DDPM_DATA)")
     return path
+
+
+@pytest.fixture(scope="session")
+def triton_device() -> Any:
+    """Where Triton kernels run: a GPU, or the CPU in Triton's interpreter."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    torch = pytest.importorskip("torch")
+    return torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")
+
+
+@pytest.fixture(scope="session")
+def triton_dtypes(triton_device: Any) -> tuple[Any, ...]:
+    """Of activations: the interpreter is right in float32 alone (its bfloat16 is not)."""
+    import torch
+
+    if triton_device.type == "cpu":
+        return (torch.float32,)
+    return torch.float16, torch.bfloat16

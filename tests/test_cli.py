@@ -205,7 +205,7 @@ def test_there_are_forty_kinds_of_damage() -> None:
 def test_bad_outputs_are_named(path: Path, tmp_path: Path, name: str, message: str) -> None:
     found = subprocess.run(
         [
-            *(sys.executable, "-m", "sparse_ddpm.cli.main", "sample", str(path)),
+            *(sys.executable, "-m", "sparse_ddpm", "sample", str(path)),
             *("--steps", "2", "-o", str(tmp_path / name)),
         ],
         capture_output=True,
@@ -274,7 +274,7 @@ def test_dense_flops_are_torchs(path: Path, ticket: Ticket, capsys: Capture) -> 
 
 
 def test_a_reader_that_goes_away_is_no_traceback(path: Path) -> None:
-    command = f"{sys.executable} -m sparse_ddpm.cli.main inspect {path} | head -1"
+    command = f"{sys.executable} -m sparse_ddpm inspect {path} | head -1"
     found = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert "Traceback" not in found.stderr
     assert found.stdout

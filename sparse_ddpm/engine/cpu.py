@@ -13,6 +13,7 @@ from sparse_ddpm_kernels.binding import NativeBlock, NativeWeight
 
 from sparse_ddpm.engine.arena import Placement, contexts_of
 from sparse_ddpm.engine.base import Engine, Images, check_batch, check_timesteps
+from sparse_ddpm.engine.film import Films
 from sparse_ddpm.engine.fuse import LinearBlock, Weight
 from sparse_ddpm.engine.plan import Plan, Step, concat_copies, make_plan
 from sparse_ddpm.engine.precision import check_dtype
@@ -31,8 +32,6 @@ from sparse_ddpm.program import (
 )
 
 MAX_THREADS = 1_024
-TABLE_ROWS = 256
-"""Steps whose float64 table is held at once."""
 
 
 def default_threads() -> int:
@@ -79,11 +78,11 @@ class CpuEngine(Engine):
         precision = check_dtype(dtype)
         self._tracer: CpuEngine | None = self if keep_all else None
         self._timesteps: NDArray[np.float64] | None = None
-        self._films = _film_columns(program)
-        self._table = np.zeros((0, sum(2 * len(op.gamma) for op, _ in self._films)), np.float32)
+        self._films = Films.of(program)
+        self._table = np.zeros((0, self._films.width), np.float32)
         self._output_shape = program.shapes[program.output]
         poison = POISON if os.environ.get("SPARSE_DDPM_POISON") == "1" else 0
-        ops = _Ops(self.plan, {op.out: column for op, column in self._films})
+        ops = _Ops(self.plan, self._films)
         self._names = ops.names
         try:
             self._executor = Executor(
@@ -104,18 +103,7 @@ class CpuEngine(Engine):
 
     def set_schedule(self, timesteps: NDArray[Any]) -> None:
         t = check_timesteps(timesteps)
-        table = np.empty((len(t), self._table.shape[1]), dtype=np.float32)
-        for first in range(0, len(t), TABLE_ROWS):
-            rows = slice(first, first + TABLE_ROWS)
-            film = self.program.time.table(t[rows]) if self._films else np.zeros((0, 0))
-            for op, column in self._films:
-                channels = len(op.gamma)
-                assert op.film is not None
-                scale = film[:, op.film : op.film + channels] + 1.0
-                shift = film[:, op.film + channels : op.film + 2 * channels]
-                table[rows, column : column + channels] = scale * op.gamma
-                table[rows, column + channels : column + 2 * channels] = scale * op.beta + shift
-        self._table = table
+        self._table = self._films.table(self.program, t)
         self._timesteps = t
 
     def run(self, x: Images, step: int) -> Images:
@@ -124,7 +112,7 @@ class CpuEngine(Engine):
 
     def _run(self, x: Images, step: int) -> Images:
         out = np.empty((len(x), *self._output_shape), dtype=np.float32)
-        row = self._table.ctypes.data + step * self._table.strides[0] if self._films else None
+        row = self._table.ctypes.data + step * self._table.strides[0] if self._films.norms else None
         try:
             self._executor.run(np.ascontiguousarray(x), out, row)
         except KernelError as error:
@@ -190,24 +178,10 @@ class CpuEngine(Engine):
         self.close()
 
 
-def _film_columns(program: Program) -> list[tuple[NormAct, int]]:
-    """Norms that time modulates, each with the column of its factors in the engine's own table.
-
-    From there lie C factors, then C summands: the norm's gamma and beta folded into FiLM.
-    """
-    films: list[tuple[NormAct, int]] = []
-    column = 0
-    for op in program.operations:
-        if isinstance(op, NormAct) and op.film is not None:
-            films.append((op, column))
-            column += 2 * len(op.gamma)
-    return films
-
-
 class _Ops:
     """The native operations of a plan. Holds the arrays that they point to."""
 
-    def __init__(self, plan: Plan, films: dict[str, int]) -> None:
+    def __init__(self, plan: Plan, films: Films) -> None:
         self.ops: list[Op] = []
         self.names: list[str] = []
         self._plan = plan
@@ -261,7 +235,7 @@ class _Ops:
                     op.a = address(operation.gamma, np.float32)
                     op.b = address(operation.beta, np.float32)
                 else:
-                    op.film = self._films[operation.out]
+                    op.film = self._films.columns[operation.out]
             case ChannelNorm():
                 op.kind, op.x = Kind.CHANNEL_NORM, tensor(operation.x)
                 op.y, op.eps = tensor(operation.residual), operation.eps

@@ -1,0 +1,140 @@
+"""Where values lie on a GPU: a buffer each, concatenations in one, dead buffers reused.
+
+A buffer is reused only by values of the same layout: kernels write pixels, never the halo, so what
+was zero when the memory was allocated stays zero.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sparse_ddpm_kernels.triton.layout import Layout, padded_images
+
+from sparse_ddpm.program import Add, ChannelNorm, Concat, Conv, NormAct, Operation, Program
+from sparse_ddpm.program.operations import inputs_of
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A value: channels ``first`` to ``first + channels`` of a buffer of ``layout``."""
+
+    buffer: int
+    layout: Layout
+    first: int
+    channels: int
+
+    @property
+    def part(self) -> Layout:
+        """The value's own channels, with the strides of the buffer."""
+        whole = self.layout
+        return Layout(self.channels, whole.height, whole.width, whole.images, whole.halo)
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Every value's place by name, and the layout of each buffer."""
+
+    places: Mapping[str, Place]
+    buffers: tuple[Layout, ...]
+
+    @property
+    def size(self) -> int:
+        """Elements of all buffers together."""
+        return sum(layout.size for layout in self.buffers)
+
+
+def plan_memory(program: Program, batch: int, keep_all: bool = False) -> Memory:
+    """Place every value of ``program`` for ``batch`` images, padded to a multiple of 8.
+
+    ``keep_all``: no buffer is written twice, for traces.
+    """
+    parents = _parents(program, reuse=not keep_all)
+
+    def root(name: str) -> tuple[str, int]:
+        channel = 0
+        while name in parents:
+            name, first = parents[name]
+            channel += first
+        return name, channel
+
+    owners = {name: root(name) for name in program.shapes}
+    halos: Counter[str] = Counter()
+    for operation in program.operations:
+        if isinstance(operation, Conv):
+            owner = owners[operation.x][0]
+            halos[owner] = max(halos[owner], operation.size // 2)
+    images = padded_images(batch)
+    layouts = {
+        owner: Layout(*program.shapes[owner], images, halos[owner]) for owner, _ in owners.values()
+    }
+    spans = _spans(program, owners)
+    buffers: list[Layout] = []
+    free: dict[Layout, list[tuple[int, int]]] = defaultdict(list)  # last step, buffer
+    number: dict[str, int] = {}
+    for owner in sorted(spans, key=lambda name: spans[name]):
+        first, last = spans[owner]
+        layout = layouts[owner]
+        dead = [item for item in free[layout] if item[0] < first and not keep_all]
+        if dead:
+            # The one that died last is the likeliest to lie in a cache.
+            item = max(dead)
+            free[layout].remove(item)
+            number[owner] = item[1]
+        else:
+            number[owner] = len(buffers)
+            buffers.append(layout)
+        free[layout].append((last, number[owner]))
+    places = {
+        name: Place(number[owner], layouts[owner], channel, program.shapes[name][0])
+        for name, (owner, channel) in owners.items()
+    }
+    return Memory(places, tuple(buffers))
+
+
+def _over(operation: Operation) -> str | None:
+    """The input that ``operation`` may overwrite: read only where, and before, it is written."""
+    match operation:
+        case NormAct() | ChannelNorm():
+            return operation.x
+        case Conv():
+            return operation.residual
+        case Add():
+            return operation.a
+        case _:
+            return None
+
+
+def _parents(program: Program, reuse: bool) -> dict[str, tuple[str, int]]:
+    """Values made inside another's buffer: its name and their first channel there."""
+    parents: dict[str, tuple[str, int]] = {}
+    uses: Counter[str] = Counter([program.output])
+    for operation in program.operations:
+        uses.update(inputs_of(operation))
+        if isinstance(operation, Concat):
+            for name, channel in ((operation.a, 0), (operation.b, program.shapes[operation.a][0])):
+                parents.setdefault(name, (operation.out, channel))
+    for operation in program.operations:
+        over = _over(operation)
+        if reuse and over is not None and uses[over] == 1 and over != program.input:
+            parents.setdefault(over, (operation.out, 0))
+    return parents
+
+
+def _spans(program: Program, owners: Mapping[str, tuple[str, int]]) -> dict[str, tuple[int, int]]:
+    """First and last step that uses each buffer; step 0 loads, operation i is step i + 1."""
+    end = len(program.operations) + 1
+    spans: dict[str, tuple[int, int]] = {}
+
+    def use(name: str, step: int) -> None:
+        owner = owners[name][0]
+        first, last = spans.get(owner, (step, step))
+        spans[owner] = min(first, step), max(last, step)
+
+    use(program.input, 0)
+    for step, operation in enumerate(program.operations, start=1):
+        for name in (*inputs_of(operation), operation.out):
+            use(name, step)
+    use(program.output, end)
+    return spans
