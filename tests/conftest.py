@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-
 if importlib.util.find_spec("triton") is not None and not Path("/dev/nvidiactl").exists():
     # Before any kernel's module is imported: it then belongs to Triton's interpreter.
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -7,9 +7,9 @@ Compilation runs in a process of its own: in this one the kernels belong to the 
         Kernel(
             module="sparse_ddpm_kernels.triton.panel_conv",
             name="_panel_conv",
-            signature={"x": "*bf16", "pixels": "i32"},     # all that are no constants, by name
-            constants={"G": 16, "BLOCK": 128},             # constexprs, and None for absent pointers
-            divisible=("x", "pixels"),                     # multiples of 16, as at launch
+            signature={"x": "*bf16", "pixels": "i32"},  # what is no constant
+            constants={"G": 16, "BLOCK": 128},  # and None for absent pointers
+            divisible=("x", "pixels"),  # multiples of 16, as at launch
             target="sm_90", warps=4, stages=3,
         ),
     )[0]
