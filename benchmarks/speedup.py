@@ -1,10 +1,10 @@
 """Speed-up against sparsity: ``sparse-ddpm bench`` for a list of tickets, a table and a picture.
 
 python benchmarks/speedup.py [--model paper] [--sparsity 0 0.9 0.99] [--pattern element vector:16]
-    [--shipped] [--resume] [-o docs/cpu-speedup.png] [arguments of bench after --]
+    [--shipped] [--resume | --kept] [-o docs/cpu-speedup.png] [arguments of bench after --]
 
 Each result is kept as JSON under benchmarks/results/cpu; with --resume those that exist are not
-measured again. The table, in Markdown, goes to stdout.
+measured again, with --kept nothing is measured. The table, in Markdown, goes to stdout.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_ddpm.bench.picture import check_picture, save_speedup
-from sparse_ddpm.errors import SparseDDPMError
+from sparse_ddpm.errors import SparseDDPMError, expected
 from sparse_ddpm.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,7 +30,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--sparsity", nargs="+", default=list(SPARSITIES), metavar="S")
     parser.add_argument("--pattern", nargs="+", default=["element", "vector:16"])
     parser.add_argument("--shipped", action="store_true", help="a row for the shipped ticket too")
-    parser.add_argument("--resume", action="store_true", help="keep the results that exist")
+    keep = parser.add_mutually_exclusive_group()
+    keep.add_argument("--resume", action="store_true", help="keep the results that exist")
+    keep.add_argument("--kept", action="store_true", help="only show the results that exist")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "cpu")
     parser.add_argument(
         "-o", "--picture", type=Path, default=ROOT / "docs" / "cpu-speedup.png", metavar="FILE"
@@ -50,13 +52,23 @@ def jobs(options: argparse.Namespace) -> list[tuple[str, list[str]]]:
             found[name] = ["--synthetic", f"{options.model}:{sparsity}:{kind}"]
     if options.shipped:
         found["shipped"] = []
-    return list(found.items())
+    if not options.kept:
+        return list(found.items())
+    kept = [(name, job) for name, job in found.items() if _path(name, options).exists()]
+    if not kept:
+        wanted = f"one of {', '.join(found)}"
+        raise SparseDDPMError(expected(f"results in {options.results}", wanted, "none"))
+    return kept
+
+
+def _path(name: str, options: argparse.Namespace) -> Path:
+    return Path(options.results) / f"{name}.json"
 
 
 def measure(name: str, arguments: list[str], options: argparse.Namespace) -> dict[str, Any]:
     """Run bench, or read what it said before."""
-    path = options.results / f"{name}.json"
-    if options.resume and path.exists():
+    path = _path(name, options)
+    if (options.resume or options.kept) and path.exists():
         print(f"{name}: kept", file=sys.stderr)
     else:
         print(f"{name}: measuring", file=sys.stderr, flush=True)

@@ -52,6 +52,18 @@ def test_results_that_exist_are_kept(
     assert "| small-0.9-vector16 | 1 | 1.25 (float32) | 8.00x openvino | - |" in lines
 
 
+def test_only_what_exists_is_shown(
+    speedup: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--results", str(tmp_path), "-o", str(tmp_path / "speedup.png")]
+    assert speedup.main(["--model", "small", "--kept", *where]) == 1
+    assert "small-0.9-vector16" in capsys.readouterr().err
+    made = json.dumps(result(0.9, "vector:16", 8.0))
+    (tmp_path / "small-0.9-vector16.json").write_text(made)
+    assert speedup.main(["--model", "small", "--kept", *where]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 1
+
+
 def test_a_bench_that_fails_is_one_error(
     speedup: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -82,7 +82,7 @@ class GroupChoice:
     times: Mapping[int, float]
 
 
-def _union(stored: NDArray[np.bool_], group: int) -> NDArray[np.bool_]:
+def union_columns(stored: NDArray[np.bool_], group: int) -> NDArray[np.bool_]:
     """Columns that any row of each panel stores, ``[panels, columns]``."""
     rows, columns = stored.shape
     panels = -(-rows // group)
@@ -93,7 +93,7 @@ def _union(stored: NDArray[np.bool_], group: int) -> NDArray[np.bool_]:
 
 def make_panels(weight: Matrix, group: int) -> Panels:
     """Panels of ``group`` neighbouring rows of ``weight``."""
-    union = _union(weight.stored(), group)
+    union = union_columns(weight.stored(), group)
     panels = len(union)
     panel, column = np.nonzero(union)
     ptr = np.zeros(panels + 1, dtype=np.int64)
@@ -128,7 +128,7 @@ def choose_group(
     for group, (cost, first) in entry_costs.items():
         if group > max(rows, 1) and group != forced:
             continue
-        union = _union(stored, group)
+        union = union_columns(stored, group)
         start = len(union) * group * first
         entries[group], full[group] = int(np.count_nonzero(union)), union.size
         costs[group], every[group] = (n[group] * cost + start for n in (entries, full))
