@@ -1,0 +1,210 @@
+"""How a panel convolution is cut into programs: data, made by pure functions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from sparse_ddpm_kernels.triton.layout import IMAGES
+from sparse_ddpm_kernels.triton.panel_pack import BLOCK_KS
+
+LEAST_BLOCK = 64
+"""Positions of a tile: wgmma's M."""
+
+SUMS = 128
+"""Float32 sums a thread may hold in registers."""
+
+SHARED = 227 * 1024
+"""Shared memory of a multiprocessor of Hopper, in bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class PanelTiles:
+    """A program makes ``pixels`` pixels of ``nb`` images, both powers of two, of one panel.
+
+    ``block_k``: columns of a K-step, that of the packed weights. ``stages``: buffers of the
+    pipeline. ``warps``: of a program. ``splits``: programs that share a panel's K-steps.
+    """
+
+    pixels: int
+    nb: int
+    block_k: int
+    stages: int = 3
+    warps: int = 4
+    splits: int = 1
+
+    def __post_init__(self) -> None:
+        powers = self.pixels, self.nb, self.block_k, self.warps
+        if any(n < 1 or n & (n - 1) for n in powers) or self.nb < IMAGES:
+            raise ValueError(
+                f"tiles: expected powers of two and at least {IMAGES} images, got {self}."
+            )
+        if self.block < LEAST_BLOCK or self.stages < 1 or self.splits < 1:
+            raise ValueError(f"tiles: expected at least {LEAST_BLOCK} positions, got {self}.")
+
+    @property
+    def block(self) -> int:
+        """Positions of a tile."""
+        return self.pixels * self.nb
+
+    def pixel_tiles(self, pixels: int) -> int:
+        return -(-pixels // self.pixels)
+
+    def shared_bytes(self, group: int, itemsize: int = 2) -> int:
+        """Of the pipeline's buffers."""
+        return self.stages * (self.block + group) * self.block_k * itemsize
+
+    def sum_warps(self, group: int) -> int:
+        """Of the kernel that sums up the splits, ``group`` channels a program."""
+        return max(1, min(8, self.block * group // 1024))
+
+    def partial_size(self, channels: int, pixels: int, images: int) -> int:
+        """Elements of the float32 workspace of `panel_conv`; 0 if K is not split."""
+        return self.splits * channels * pixels * images if self.splits > 1 else 0
+
+    def moments_shape(
+        self, channels: int, pixels: int, images: int, channels_per_block: int
+    ) -> tuple[int, int, int, int]:
+        """``[2, T, B, N]`` of `panel_conv`'s ``moments``."""
+        return 2, self.pixel_tiles(pixels), channels // channels_per_block, images
+
+
+def block_channels(group: int, group_channels: int) -> int:
+    """Channels of one pair of moments: whole blocks make a panel and a group of the norm."""
+    return math.gcd(group, group_channels)
+
+
+def _power(n: int) -> int:
+    """The least power of two that is not below n."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def norm_fits(pixels: int, group: int, group_channels: int) -> bool:
+    """Whether a tile of 8 images can hold all pixels and whole groups of a group norm."""
+    block = max(_power(pixels) * IMAGES, LEAST_BLOCK)
+    whole = group_channels & (group_channels - 1) == 0 and group % group_channels == 0
+    return whole and block * group <= SUMS * 32 * 8
+
+
+def candidate_panel_tiles(
+    cout: int,
+    pixels: int,
+    images: int,
+    entries: int,
+    group: int,
+    *,
+    moments: bool = False,
+    norm: bool = False,
+    multiprocessors: int = 132,
+    limit: int | None = None,
+) -> tuple[PanelTiles, ...]:
+    """Tiles worth timing, the best by estimate first.
+
+    ``cout``, ``pixels``, ``images``: of the output, images padded. ``entries``: columns of all
+    panels together, ``group``: channels of a panel. ``moments``: the epilogue writes them.
+    ``norm``: the epilogue normalises, so that a tile holds all pixels. ValueError if none fits.
+    """
+    panels = -(-cout // group)
+    mean = -(-entries // panels)
+    most = math.gcd(images, 1 << 20)
+    nbs = [nb for nb in (8, 16, 32, 64) if nb <= most]
+    found = []
+    for block_k in BLOCK_KS:
+        if block_k > 16 and block_k >= 2 * mean:
+            continue
+        steps = -(-mean // block_k)
+        for nb in nbs:
+            if norm:
+                blocks = {max(_power(pixels) * nb, LEAST_BLOCK)}
+            else:
+                whole = max(_power(pixels * nb), LEAST_BLOCK)
+                blocks = {min(block, whole) for block in (64, 128, 256) if block >= nb}
+            for block in sorted(blocks):
+                warps = 4 if block * group <= SUMS // 2 * 128 and block <= 256 else 8
+                if block * group > SUMS * 32 * warps:
+                    continue
+                for stages in (2,) if steps < 3 else (3, 4):
+                    for splits in (1, 2, 4, 8):
+                        tiles = PanelTiles(block // nb, nb, block_k, stages, warps, splits)
+                        if splits <= max(steps // 2, 1) and tiles.shared_bytes(group) <= SHARED:
+                            found.append(tiles)
+    if not found:
+        raise ValueError(f"norm in the epilogue: expected fewer pixels, got {pixels} x {group}.")
+
+    def order(tiles: PanelTiles) -> tuple[float, int, int]:
+        cycles = estimate(cout, pixels, images, entries, group, tiles, moments, multiprocessors)
+        return cycles, tiles.stages, tiles.block_k
+
+    found.sort(key=order)
+    return tuple(found[:limit])
+
+
+def choose_panel_tiles(
+    cout: int,
+    pixels: int,
+    images: int,
+    entries: int,
+    group: int,
+    *,
+    moments: bool = False,
+    norm: bool = False,
+    multiprocessors: int = 132,
+) -> PanelTiles:
+    """The first of `candidate_panel_tiles`."""
+    return candidate_panel_tiles(
+        cout,
+        pixels,
+        images,
+        entries,
+        group,
+        moments=moments,
+        norm=norm,
+        multiprocessors=multiprocessors,
+    )[0]
+
+
+BYTES = 28.0
+"""From L2 to a multiprocessor, per cycle."""
+
+FLOPS = 2500.0
+"""Of a multiprocessor's tensor cores, per cycle, in a loop that feeds them well."""
+
+START, STEP, LAUNCH = 1500.0, 250.0, 3500.0
+"""Cycles of latency of a program, of a K-step in a full pipeline, and of one more kernel."""
+
+
+def estimate(
+    cout: int,
+    pixels: int,
+    images: int,
+    entries: int,
+    group: int,
+    tiles: PanelTiles,
+    moments: bool = False,
+    multiprocessors: int = 132,
+) -> float:
+    """Cycles, of Hopper and not measured: only there to rank tiles before any is timed."""
+    panels = -(-cout // group)
+    mean = -(-entries // panels)
+    steps = -(-mean // (tiles.block_k * tiles.splits))
+    outputs = tiles.pixel_tiles(pixels) * (images // tiles.nb) * panels
+    programs = outputs * tiles.splits
+    # Runs of 8 images fill half a sector of 32 bytes, unless the next pixel follows.
+    sector = 2.0 if tiles.nb == 8 < images else 1.0
+    step = max(
+        (tiles.block * sector + group) * tiles.block_k * 2 / BYTES,
+        2.0 * tiles.block * tiles.block_k * group / FLOPS,
+    )
+    stored = tiles.block * group * (2 * sector if tiles.splits == 1 else 4.0)
+    written = 2 * 4.0 * tiles.nb * max(group // 8, 1) if moments else 0.0
+    busy = steps * step + (stored + written) / BYTES
+    threads = tiles.warps * 32
+    registers = threads * (48 + tiles.block * group // threads)
+    fit = min(SHARED // max(tiles.shared_bytes(group), 1024), 65536 // registers, 16)
+    latency = START + steps * max(STEP, 900.0 / tiles.stages)
+    each = -(-programs // multiprocessors)
+    cycles = max(each * busy, -(-each // max(fit, 1)) * latency) + min(busy, latency)
+    if tiles.splits > 1:
+        share = -(-outputs // multiprocessors)
+        cycles += LAUNCH + share * tiles.block * group * (tiles.splits * 4 + 2) / BYTES
+    return cycles
