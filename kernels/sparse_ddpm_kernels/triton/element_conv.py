@@ -1,0 +1,307 @@
+"""Convolution of single weights on CUDA cores: each weight times a vector of eight images.
+
+A program walks the rows of a slice together (element_pack.py) for one tile of pixels, then those
+of its next slice, which find in L1 what the slice before has read. What bounds it is L1: a vector
+of 16 bytes for 8 multiply-adds. Indices and weights are therefore packed into words and loaded a
+step ahead, and float16 is summed in packed pairs, at most `TERMS` products, before it is flushed
+into float32.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from sparse_ddpm_kernels.triton.element_pack import ElementWeights
+from sparse_ddpm_kernels.triton.element_tiles import ElementTiles
+from sparse_ddpm_kernels.triton.layout import IMAGES
+from sparse_ddpm_kernels.triton.norm import check_floats, check_view
+
+TERMS = 8
+"""Products that are summed in float16 at most: the kernel's four pairs."""
+
+
+@triton.jit
+def _pair(at, ROWS: tl.constexpr, SHORT: tl.constexpr):
+    """The words of a pair of entries; short ones are the same."""
+    first = tl.load(at)
+    second = first
+    if not SHORT:
+        second = tl.load(at + ROWS)
+    return first, second
+
+
+@triton.jit
+def _term(total, pixels, word, unit, HALF: tl.constexpr, SHORT: tl.constexpr):
+    """``total`` plus one entry of each row: pixels [1, 1, block], word [SPLIT, ROWS]."""
+    if SHORT:
+        entry = (word >> (32 * HALF)).to(tl.int32)
+        offset = entry & 0xFFFF
+        weight = (entry >> 16).to(tl.int16).to(pixels.dtype.element_ty, bitcast=True)
+    else:
+        offset = word.to(tl.int32)
+        weight = (word >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+    value = tl.load(pixels + (offset * unit * 8)[:, :, None])
+    return tl.fma(value.to(total.dtype), weight.to(total.dtype)[:, :, None], total)
+
+
+@triton.jit
+def _two_terms(total, pixels, first, second, unit, SHORT: tl.constexpr):
+    total = _term(total, pixels, first, unit, 0, SHORT)
+    return _term(total, pixels, second, unit, 1, SHORT)
+
+
+@triton.jit
+def _element_conv(
+    x,
+    words,
+    start,
+    rows,
+    bias,
+    residual,
+    out,
+    height,
+    width,
+    images8,
+    unit,
+    x_row8,
+    first8,
+    out_plane8,
+    out_row8,
+    residual_plane8,
+    residual_row8,
+    across,
+    slices,
+    ROWS: tl.constexpr,
+    SPLIT: tl.constexpr,
+    LINES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    NB: tl.constexpr,
+    STRIDE: tl.constexpr,
+    SHORT: tl.constexpr,
+    PACKED: tl.constexpr,
+    EVEN: tl.constexpr,
+):
+    block: tl.constexpr = LINES * COLUMNS * NB
+    words_apart: tl.constexpr = ROWS if SHORT else 2 * ROWS
+    group: tl.constexpr = SPLIT * words_apart
+    blocks = images8 // (NB // 8)
+    tile = tl.program_id(0) // blocks
+    m = tl.arange(0, block)
+    line = tile // across * LINES + m // (COLUMNS * NB)
+    column = tile % across * COLUMNS + m // NB % COLUMNS
+    inside = (line < height) & (column < width)
+    if not EVEN:
+        line = tl.minimum(line, height - 1)
+        column = tl.minimum(column, width - 1)
+    image8 = tl.program_id(0) % blocks * (NB // 8)
+    image = m % NB
+    at = (line * STRIDE * x_row8 + column * (STRIDE * images8) + image8 + first8) * 8 + image
+    pixels = x + tl.max_contiguous(tl.multiple_of(at, 8), 8)[None, None, :]
+    at = (line * out_row8 + column * images8 + image8) * 8 + image
+    target = out + tl.max_contiguous(tl.multiple_of(at, 8), 8)[None, :]
+    if residual is not None:
+        at = (line * residual_row8 + column * images8 + image8) * 8 + image
+        source = residual + tl.max_contiguous(tl.multiple_of(at, 8), 8)[None, :]
+
+    slot = tl.arange(0, ROWS)
+    words += (tl.arange(0, SPLIT) * words_apart)[:, None] + slot[None, :]
+    first = tl.program_id(1)
+    step = tl.num_programs(1)
+    begin = tl.load(start + first)
+    end = tl.load(start + first + 1)
+    word = words + begin * group
+    a0, a1 = _pair(word, ROWS, SHORT)
+    b0, b1 = _pair(word + group, ROWS, SHORT)
+    c0, c1 = _pair(word + 2 * group, ROWS, SHORT)
+    d0, d1 = _pair(word + 3 * group, ROWS, SHORT)
+    for s in range(first, slices, step):
+        row = tl.load(rows + s * ROWS + slot)
+        following = tl.minimum(s + step, slices - 1)
+        next_begin = tl.load(start + following)
+        next_end = tl.load(start + following + 1)
+        mask = (row >= 0)[:, None]
+        if not EVEN:
+            mask = mask & inside[None, :]
+        if residual is not None:
+            plane = (row * residual_plane8 * 8)[:, None]
+            other = tl.load(source + plane, mask=mask, other=0.0)
+        if bias is not None:
+            constant = tl.load(bias + row, mask=row >= 0, other=0.0)
+
+        total = tl.zeros([SPLIT, ROWS, block], tl.float32)
+        groups = end - begin
+        word = words + begin * group
+        for _ in range(groups // 4):
+            word += 4 * group
+            e0, e1 = _pair(word, ROWS, SHORT)
+            f0, f1 = _pair(word + group, ROWS, SHORT)
+            g0, g1 = _pair(word + 2 * group, ROWS, SHORT)
+            h0, h1 = _pair(word + 3 * group, ROWS, SHORT)
+            part = total
+            if PACKED:
+                part = tl.zeros([SPLIT, ROWS, block], tl.float16)
+            part = _two_terms(part, pixels, a0, a1, unit, SHORT)
+            part = _two_terms(part, pixels, b0, b1, unit, SHORT)
+            part = _two_terms(part, pixels, c0, c1, unit, SHORT)
+            part = _two_terms(part, pixels, d0, d1, unit, SHORT)
+            if PACKED:
+                total += part.to(tl.float32)
+            else:
+                total = part
+            a0, a1, b0, b1, c0, c1, d0, d1 = e0, e1, f0, f1, g0, g1, h0, h1
+
+        # The next slice's first words, while this one ends.
+        word = words + next_begin * group
+        e0, e1 = _pair(word, ROWS, SHORT)
+        f0, f1 = _pair(word + group, ROWS, SHORT)
+        g0, g1 = _pair(word + 2 * group, ROWS, SHORT)
+        h0, h1 = _pair(word + 3 * group, ROWS, SHORT)
+        rest = groups % 4
+        part = total
+        if PACKED:
+            part = tl.zeros([SPLIT, ROWS, block], tl.float16)
+        if rest >= 2:
+            part = _two_terms(part, pixels, a0, a1, unit, SHORT)
+            part = _two_terms(part, pixels, b0, b1, unit, SHORT)
+            a0, a1 = c0, c1
+        if rest % 2 == 1:
+            part = _two_terms(part, pixels, a0, a1, unit, SHORT)
+        if PACKED:
+            total += part.to(tl.float32)
+        else:
+            total = part
+
+        value = tl.sum(total, axis=0)
+        if bias is not None:
+            value += constant[:, None]
+        if residual is not None:
+            value += other.to(tl.float32)
+        plane = (row * out_plane8 * 8)[:, None]
+        tl.store(target + plane, value.to(out.dtype.element_ty), mask=mask)
+        begin, end = next_begin, next_end
+        a0, a1, b0, b1, c0, c1, d0, d1 = e0, e1, f0, f1, g0, g1, h0, h1
+
+
+def element_conv(
+    x: torch.Tensor,
+    weights: ElementWeights,
+    out: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    tiles: ElementTiles,
+    packed_half: bool = True,
+) -> None:
+    """``out = weights * x (+ bias) (+ residual)``, cross-correlation with zero "same" padding.
+
+    ``x`` ``[Cin, H * stride, W * stride, N]``, ``out`` and ``residual`` ``[Cout, H, W, N]``: views
+    as in layout.py, of the dtype of the weights; x with the strides of ``weights.x`` and a halo of
+    zeros of at least its reach; residual may be out itself. ``bias``: float32 ``[Cout]``. Rows
+    without weights get bias and residual. ``packed_half``: sum up to `TERMS` products of float16
+    in float16, else all in float32; bfloat16 and float32 are always summed in float32.
+    Allocates nothing, does not wait. ValueError for arguments that do not fit together.
+    """
+    channels, height, width, images = check_view("out", out)
+    check_view("x", x)
+    like = weights.x
+    if channels != weights.channels:
+        raise ValueError(f"out: expected {weights.channels} channels, got {channels}.")
+    stride = weights.stride
+    if tuple(x.shape) != (like.channels, height * stride, width * stride, images):
+        wanted = (like.channels, height * stride, width * stride, images)
+        raise ValueError(f"x: expected {wanted}, got {tuple(x.shape)}.")
+    if x.stride() != like.strides:
+        raise ValueError(f"x: expected the packed strides {like.strides}, got {x.stride()}.")
+    if not x.dtype == out.dtype == weights.dtype:
+        raise ValueError(f"x, out: expected {weights.dtype}, got {x.dtype} and {out.dtype}.")
+    if residual is not None:
+        check_view("residual", residual, like=out)
+    if bias is not None:
+        check_floats("bias", bias, (channels,))
+    if (tiles.slice_rows, tiles.split) != (weights.slice_rows, weights.split):
+        got = f"{weights.slice_rows} and {weights.split}"
+        raise ValueError(f"weights: expected slices packed for {tiles}, got {got}.")
+    if images % tiles.nb:
+        raise ValueError(f"tiles: expected a divisor of {images} images, got {tiles.nb}.")
+
+    down, across = tiles.pixel_tiles(height, width)
+    slices = len(weights.rows) // weights.slice_rows
+    other = out if residual is None else residual
+    grid = (down * across * (images // tiles.nb), min(tiles.parts, slices))
+    _element_conv[grid](
+        x,
+        weights.words,
+        weights.start,
+        weights.rows,
+        bias,
+        residual,
+        out,
+        height,
+        width,
+        images // IMAGES,
+        weights.unit,
+        like.row // IMAGES,
+        like.offset(0, -weights.reach, -weights.reach) // IMAGES,
+        out.stride(0) // IMAGES,
+        out.stride(1) // IMAGES,
+        other.stride(0) // IMAGES,
+        other.stride(1) // IMAGES,
+        across,
+        slices,
+        ROWS=tiles.slice_rows,
+        SPLIT=tiles.split,
+        LINES=tiles.lines,
+        COLUMNS=tiles.columns,
+        NB=tiles.nb,
+        STRIDE=stride,
+        SHORT=weights.short,
+        PACKED=packed_half and x.dtype == torch.float16,
+        EVEN=height % tiles.lines == 0 and width % tiles.columns == 0,
+        num_warps=tiles.warps,
+        num_stages=1,
+        enable_fp_fusion=True,
+    )
+
+
+def element_conv_reference(
+    x: torch.Tensor,
+    weights: ElementWeights,
+    *,
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """What `element_conv` should make, ``[Cout, H, W, N]`` in float64, from the same arrays."""
+    groups, width = int(weights.start[-1]), weights.split * 2 * weights.slice_rows
+    words = weights.words.cpu()
+    if weights.short:
+        entries = words.view(torch.int32).reshape(-1, weights.split, weights.slice_rows, 2)
+        entries = entries[:groups].transpose(2, 3)
+        offset = (entries & 0xFFFF).long() * weights.x.images
+        value = (entries >> 16).to(torch.int16).view(weights.dtype).double()
+    else:
+        entries = words[: groups * width].reshape(groups, weights.split, 2, -1)
+        offset = (entries & 0xFFFFFFFF) * IMAGES
+        value = (entries >> 32).to(torch.int32).view(torch.float32).double()
+    _, high, wide, images = x.shape
+    stride = weights.stride
+    shape = high // stride, wide // stride, images
+    strides = weights.x.row * stride, images * stride, 1
+    base = x.storage_offset() + weights.x.offset(0, -weights.reach, -weights.reach)
+    result = torch.zeros(weights.channels, *shape, dtype=torch.float64, device=x.device)
+    start = weights.start.tolist()
+    for slot, row in enumerate(weights.rows.tolist()):
+        owner, inner = divmod(slot, weights.slice_rows)
+        part = slice(start[owner], start[owner + 1])
+        pairs = zip(
+            offset[part, ..., inner].flatten().tolist(),
+            value[part, ..., inner].flatten().tolist(),
+            strict=True,
+        )
+        for at, weight in pairs:
+            if weight != 0.0:
+                result[row] += weight * x.as_strided(shape, strides, base + at).double()
+    if bias is not None:
+        result += bias.double()[:, None, None, None]
+    return result if residual is None else result + residual.double()
