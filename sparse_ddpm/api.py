@@ -22,11 +22,12 @@ DEFAULT_BATCH = 16
 class Sampler:
     """Draws images from a ticket. Engines are planned once per batch size and kept.
 
-    ``device``: ``auto``, ``cpu`` or ``numpy``; ``threads``: default all cores at hand. ``dtype``,
-    of the cpu engine: ``float32``; ``float16``, which stores activations so and still computes in
-    float32; or ``bfloat16``, which also multiplies large blocks of weights so. Images are float32
-    or uint8 whatever it is. Close the sampler, or use it as a context manager, to end the engine's
-    threads early.
+    ``device``: ``auto`` (which is ``cpu``), ``cpu``, ``cuda`` or ``numpy``; ``threads``, of the cpu
+    engine: default all cores at hand. ``dtype``: ``float32`` (default of cpu), ``float16`` (of
+    cuda) or ``bfloat16``. On the CPU 16 bits are how activations are stored, and of bfloat16 also
+    how large blocks of weights are multiplied; on a GPU weights and activations have them and sums
+    are float32. Images are float32 or uint8 whatever it is. Close the sampler, or use it as a
+    context manager, to end the engine's threads early.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class Sampler:
         *,
         device: str = "auto",
         threads: int | None = None,
-        dtype: str = "float32",
+        dtype: str | None = None,
     ) -> None:
         self.ticket = ticket
         self.program = lower(ticket)
@@ -51,7 +52,7 @@ class Sampler:
         *,
         device: str = "auto",
         threads: int | None = None,
-        dtype: str = "float32",
+        dtype: str | None = None,
     ) -> Sampler:
         """A sampler for the ticket at ``path``; without one, for the ticket that ships.
 

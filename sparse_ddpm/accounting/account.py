@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 from sparse_ddpm.accounting.flops import OperationFlops, operation_flops
 from sparse_ddpm.accounting.memory import block_bytes, operation_bytes
-from sparse_ddpm.engine.plan import DTYPES, Plan
+from sparse_ddpm.engine.base import AnyPlan
+from sparse_ddpm.engine.plan import DTYPES, Step
 from sparse_ddpm.program import Conv
 from sparse_ddpm.program.program import Shape
 
@@ -36,16 +37,17 @@ class OperationAccount:
     reason: str
 
 
-def account(plan: Plan) -> tuple[OperationAccount, ...]:
+def account(plan: AnyPlan) -> tuple[OperationAccount, ...]:
     """The accounts of all steps of ``plan``, in their order; a fused block is one of them."""
     shapes, activation = plan.program.shapes, DTYPES[plan.dtype]
     rows = []
     for step in plan.steps:
-        operation, block = step.operation, step.block
+        operation = step.operation
+        block = step.block if isinstance(step, Step) else None
         flops = sum((operation_flops(part, shapes) for part in step.operations), OperationFlops())
         if block is None:
             read = operation
-            if step.upsample is not None and isinstance(operation, Conv):
+            if isinstance(step, Step) and step.upsample is not None and isinstance(operation, Conv):
                 read = replace(operation, x=step.upsample.x)
             size = operation_bytes(read, shapes, activation)
         else:

@@ -56,8 +56,9 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device",
         default="auto",
-        choices=("auto", "cpu", "numpy"),
-        help="engine: cpu is C++, numpy the slow reference (default: auto, which is cpu)",
+        choices=("auto", "cpu", "cuda", "numpy"),
+        help="engine: cpu is C++, cuda is Triton on a GPU, numpy the slow reference (default: "
+        "auto, which is cpu)",
     )
     parser.add_argument(
         "--threads", type=positive, help="threads of the cpu engine (default: all cores at hand)"
@@ -68,9 +69,9 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
     """``--dtype``, one."""
     parser.add_argument(
         "--dtype",
-        default="float32",
         choices=("float32", "float16", "bfloat16"),
-        help=f"of the cpu engine: {DTYPE_HELP} (default: float32)",
+        help=f"of the cpu engine: {DTYPE_HELP} (default: float32); of cuda: of weights and "
+        "activations, sums are float32 (default: float16)",
     )
 
 

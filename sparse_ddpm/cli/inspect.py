@@ -11,7 +11,8 @@ from sparse_ddpm.cli import common
 
 if TYPE_CHECKING:
     from sparse_ddpm.accounting import OperationAccount
-    from sparse_ddpm.engine.plan import Plan
+    from sparse_ddpm.engine.base import AnyPlan
+    from sparse_ddpm.program import Program
     from sparse_ddpm.ticket import Ticket
 
 SUMS = (
@@ -30,7 +31,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "inspect",
         help="what a ticket costs, layer by layer, and which kernels run it",
-        description="Account for every operation of a ticket as the CPU engine plans it. A "
+        description="Account for every operation of a ticket as an engine plans it. A "
         "multiplication and its addition are two FLOPs. FLOPs and activations are for one image "
         "and one step; dense counts all weights, surviving those that are stored, executed those "
         "that the kernel multiplies, filled-in zeros included. A LinearBlock is a linear attention "
@@ -39,6 +40,12 @@ def add_parser(subparsers: Any) -> None:
     common.add_ticket(parser)
     parser.add_argument(
         "--batch", type=common.positive, default=16, help="images at once (default: 16)"
+    )
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        choices=("cpu", "cuda"),
+        help="whose plan; cuda needs no GPU for it (default: cpu)",
     )
     common.add_dtype(parser)
     parser.add_argument(
@@ -51,12 +58,13 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Account and print."""
     from sparse_ddpm.accounting import account
-    from sparse_ddpm.engine.plan import make_plan
+    from sparse_ddpm.engine import default_dtype
     from sparse_ddpm.lower import lower
     from sparse_ddpm.ticket import shipped_ticket_path
 
     ticket, name = common.open_ticket(args)
-    plan = make_plan(lower(ticket), args.batch, args.dtype)
+    dtype = args.dtype or default_dtype(args.device)
+    plan = _plan(lower(ticket), args.device, args.batch, dtype)
     rows = account(plan)
     totals: dict[str, int | None] = {key: sum(getattr(row, key) for row in rows) for key in SUMS}
     totals["arena_bytes"] = plan.arena_bytes
@@ -69,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
             {
                 "ticket": name,
                 "batch": args.batch,
-                "dtype": args.dtype,
+                "device": args.device,
+                "dtype": dtype,
                 "sparsity": ticket.sparsity,
                 "parameters": _parameters(ticket),
                 "architecture": dataclasses.asdict(ticket.architecture),
@@ -83,6 +92,16 @@ def run(args: argparse.Namespace) -> int:
         _print_summary(ticket, name)
         _print_table(rows, totals, plan, reasons=args.reasons)
     return 0
+
+
+def _plan(program: Program, device: str, batch: int, dtype: str) -> AnyPlan:
+    if device == "cuda":
+        from sparse_ddpm.engine.cuda.plan import make_cuda_plan
+
+        return make_cuda_plan(program, batch, dtype)
+    from sparse_ddpm.engine.plan import make_plan
+
+    return make_plan(program, batch, dtype)
 
 
 def _parameters(ticket: Ticket) -> dict[str, int]:
@@ -119,7 +138,7 @@ def _print_summary(ticket: Ticket, name: str) -> None:
 def _print_table(
     rows: tuple[OperationAccount, ...],
     totals: dict[str, int | None],
-    plan: Plan,
+    plan: AnyPlan,
     *,
     reasons: bool,
 ) -> None:

@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     import numpy as np
 
     from sparse_ddpm.api import DEFAULT_BATCH, Sampler
+    from sparse_ddpm.engine import default_dtype
     from sparse_ddpm.errors import ConfigError, expected
     from sparse_ddpm.files import write_atomically
     from sparse_ddpm.pictures import FORMATS, save_grid
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
                 "steps": args.steps,
                 "seed": args.seed,
                 "engine": engine,
-                "dtype": args.dtype,
+                "dtype": args.dtype or default_dtype(args.device),
                 "seconds": seconds,
                 "images_per_s": args.n / seconds,
             }

@@ -1,6 +1,6 @@
 """Engines run a Program: plan once, then one call a step."""
 
 from sparse_ddpm.engine.base import Engine
-from sparse_ddpm.engine.choose import DEVICES, make_engine
+from sparse_ddpm.engine.choose import DEVICES, default_dtype, make_engine, require_cuda
 
-__all__ = ["DEVICES", "Engine", "make_engine"]
+__all__ = ["DEVICES", "Engine", "default_dtype", "make_engine", "require_cuda"]

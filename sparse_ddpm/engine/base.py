@@ -3,15 +3,62 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparse_ddpm.errors import EngineError, expected
-from sparse_ddpm.program import Program
+from sparse_ddpm.program import Operation, Program
 
 Images = NDArray[np.float32]
+
+
+class AnyStep(Protocol):
+    """What every engine's plan says of an operation, or of several that run as one."""
+
+    @property
+    def operation(self) -> Operation:
+        """The one, or the last of them."""
+        ...
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        """All of them, in the Program's order."""
+        ...
+
+    @property
+    def kernel(self) -> str:
+        """What runs, in a few words."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """Why that."""
+        ...
+
+    @property
+    def flops(self) -> int:
+        """What convolutions execute for one image, filled-in zeros included."""
+        ...
+
+
+class AnyPlan(Protocol):
+    """What every engine's plan can be asked."""
+
+    @property
+    def program(self) -> Program: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def steps(self) -> Sequence[AnyStep]: ...
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes of all activations together."""
+        ...
 
 
 class Engine(ABC):

@@ -177,7 +177,7 @@ def train_round(
             prediction = model(diffusion.q_sample(x0, t, noise), t)
         value = loss(prediction, diffusion.target(x0, t, noise), settings.loss)
         optimizer.zero_grad(set_to_none=True)
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_gradient)
         optimizer.step()
         ema.update()

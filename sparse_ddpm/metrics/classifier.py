@@ -120,7 +120,7 @@ def train_classifier(
                         unsure = F.log_softmax(logits[len(real) :], dim=1).mean()
                         loss = loss - exposure * unsure
                     optimizer.zero_grad()
-                    loss.backward()  # type: ignore[no-untyped-call]
+                    loss.backward()
                     optimizer.step()
                     schedule.step()
                     bar.update()

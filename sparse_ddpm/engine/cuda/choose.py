@@ -7,6 +7,7 @@ serves G channels. They are estimates for Hopper chips, not measurements.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -182,6 +183,6 @@ def _estimate(
         longest, launches, moved = max(entries, default=0), 1, bytes_moved
     used = min(1.0, programs / PROGRAMS)
     arithmetic = flops / (TFLOPS[dtype][kind] * 1e6 * used)
-    return launches * LAUNCH_US + max(
-        arithmetic, moved / BYTES_PER_US, -(-longest // trip) * STEP_US
-    )
+    latency = -(-longest // trip) * STEP_US
+    # Neither hides the other wholly.
+    return launches * LAUNCH_US + math.hypot(max(arithmetic, latency), moved / BYTES_PER_US)

@@ -1,0 +1,339 @@
+"""A plan bound to buffers: for each step the launches that carry it out.
+
+Everything is allocated and packed here, once; a launch allocates nothing and does not wait, so
+that all of them can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sparse_ddpm_kernels.triton import (
+    attention,
+    channel_norm,
+    data,
+    element_conv,
+    linear_attention,
+    norm,
+    panel_conv,
+)
+from sparse_ddpm_kernels.triton.panel_pack import pack_panels
+from sparse_ddpm_kernels.triton.panel_tiles import PanelTiles, block_channels, choose_panel_tiles
+
+from sparse_ddpm.engine.cuda.plan import CudaPlan, CudaStep
+from sparse_ddpm.engine.film import Films
+from sparse_ddpm.engine.panels import make_panels
+from sparse_ddpm.formats import Matrix
+from sparse_ddpm.program import (
+    Add,
+    Attention,
+    ChannelNorm,
+    Concat,
+    Conv,
+    LinearAttention,
+    NormAct,
+    SpaceToDepth,
+    Upsample2x,
+)
+
+TORCH_DTYPES = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+}
+
+Launch = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """What a convolution's epilogue leaves for the norm after it."""
+
+    values: torch.Tensor
+    channels_per_block: int
+    tile_pixels: int
+
+
+class Workspace:
+    """One float32 buffer for what lives within a step, grown while the plan is bound."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._wanted = 0
+        self._memory: torch.Tensor | None = None
+
+    def want(self, elements: int) -> None:
+        """Make room for ``elements``."""
+        assert self._memory is None, "all wishes come before the first use"
+        self._wanted = max(self._wanted, elements)
+
+    @property
+    def memory(self) -> torch.Tensor:
+        """Float32 ``[elements]`` of the largest wish."""
+        if self._memory is None:
+            self._memory = torch.zeros(
+                max(self._wanted, 1), dtype=torch.float32, device=self._device
+            )
+        return self._memory
+
+
+class Launches:
+    """``steps``: by the value that a step makes, what is launched for it, in order.
+
+    ``x``: float32 ``[batch, C, H, W]``, where the input is read; ``output``: where the output is
+    written; ``step``: int32 ``[1]``, the row of the time table; ``table``: see `set_table`.
+    """
+
+    def __init__(
+        self,
+        plan: CudaPlan,
+        device: torch.device,
+        tiles: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    ) -> None:
+        self.plan = plan
+        self.device = device
+        self.dtype = TORCH_DTYPES[plan.dtype]
+        self._tiles = tiles
+        program = plan.program
+        self._storage = [layout.allocate(self.dtype, device) for layout in plan.memory.buffers]
+        self.x = torch.zeros((plan.batch, *program.input_shape), device=device)
+        self.output = torch.zeros((plan.batch, *program.shapes[program.output]), device=device)
+        self.step = torch.zeros(1, dtype=torch.int32, device=device)
+        self.films = Films.of(program)
+        self.table = torch.zeros((1, max(self.films.width, 1)), device=device)
+        self._workspace = Workspace(device)
+        self._moments: dict[str, Moments] = {}
+        self._constants: dict[str, torch.Tensor] = {}
+        self.steps: dict[str, list[Launch]] = {}
+        x = self.view(program.input)
+        self.steps[program.input] = [lambda: data.load_images(self.x, x)]
+        for item in plan.steps:
+            self.steps[item.operation.out] = self._bind(item)
+        out = self.view(program.output)
+        self.store: Launch = lambda: data.store_images(out, self.output)
+
+    def view(self, name: str) -> torch.Tensor:
+        """A value, ``[C, H, W, images]``."""
+        place = self.plan.memory.places[name]
+        whole = place.layout.view(self._storage[place.buffer])
+        return whole[place.first : place.first + place.channels]
+
+    def poison(self) -> None:
+        """Fill all pixels, and what lives within a step, with NaN; halos stay zero."""
+        for layout, storage in zip(self.plan.memory.buffers, self._storage, strict=True):
+            layout.view(storage).fill_(float("nan"))
+        self._workspace.memory.fill_(float("nan"))
+        for moments in self._moments.values():
+            moments.values.fill_(float("nan"))
+
+    @property
+    def bytes(self) -> int:
+        """Of activations and what lives within a step, allocated."""
+        held = [*self._storage, self.x, self.output, self._workspace.memory]
+        held += [moments.values for moments in self._moments.values()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+    def set_table(self, table: NDArray[np.float32]) -> bool:
+        """The time table, `Films.table`; whether it took new memory, so that graphs are void."""
+        if table.shape[1] == 0:
+            return False
+        fresh = torch.from_numpy(table)
+        if len(table) > len(self.table):
+            self.table = fresh.to(self.device)
+            return True
+        self.table[: len(table)].copy_(fresh)
+        return False
+
+    def run(self) -> None:
+        """All launches of a step, the output's store included."""
+        for launches in self.steps.values():
+            for launch in launches:
+                launch()
+        self.store()
+
+    def _float(self, array: NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).to(self.device)
+
+    def _bind(self, step: CudaStep) -> list[Launch]:
+        operation, view = step.operation, self.view
+        match operation:
+            case Conv():
+                return self._conv(operation, step)
+            case NormAct():
+                return [self._norm(operation, step)]
+            case ChannelNorm():
+                x, out, gain = view(operation.x), view(operation.out), self._float(operation.gain)
+                residual = None if operation.residual is None else view(operation.residual)
+                eps = operation.eps
+                return [lambda: channel_norm.channel_norm(x, out, gain, eps=eps, residual=residual)]
+            case Attention():
+                qkv, out = view(operation.qkv), view(operation.out)
+                heads, dim = operation.heads, operation.dim_head
+                return [lambda: attention.attention(qkv, out, heads=heads, dim_head=dim)]
+            case LinearAttention():
+                return [self._linear_attention(operation)]
+            case SpaceToDepth():
+                x, out = view(operation.x), view(operation.out)
+                return [lambda: data.space_to_depth(x, out)]
+            case Upsample2x():
+                x, out = view(operation.x), view(operation.out)
+                return [lambda: data.upsample2x(x, out)]
+            case Add():
+                a, b, out = view(operation.a), view(operation.b), view(operation.out)
+                return [lambda: data.add(a, b, out)]
+            case Concat():
+                return self._concat(operation, step)
+
+    def _concat(self, operation: Concat, step: CudaStep) -> list[Launch]:
+        out = self.view(operation.out)
+        launches: list[Launch] = []
+        first = 0
+        for name, needed in zip((operation.a, operation.b), step.copies, strict=True):
+            part = self.view(name)
+            if needed:
+                launches.append(partial(data.copy, part, out[first : first + len(part)]))
+            first += len(part)
+        return launches
+
+    def _norm(self, operation: NormAct, step: CudaStep) -> Launch:
+        x, out = self.view(operation.x), self.view(operation.out)
+        channels, height, width, images = x.shape
+        residual = None if operation.residual is None else self.view(operation.residual)
+        given = self._moments.get(operation.x) if step.moments else None
+        partials = 0
+        if given is not None:
+            of_group = channels // operation.groups // given.channels_per_block
+            partials = given.values.shape[1] * of_group
+        tiles = norm.choose_norm_tiles(
+            channels, height * width, images, operation.groups, partials=partials
+        )
+        rows = channels // operation.groups * height * width
+        needed = tiles.workspace(group_rows=rows, groups=operation.groups, images=images)
+        self._workspace.want(needed)
+        if operation.film is None:
+            constant = np.concatenate([operation.gamma, operation.beta])[None, :]
+            self._constants[operation.out] = self._float(constant)
+        column = self.films.columns.get(operation.out, 0)
+
+        def launch() -> None:
+            modulated = operation.film is not None
+            norm.group_norm(
+                x,
+                out,
+                self.table if modulated else self._constants[operation.out],
+                gamma=column,
+                beta=column + channels,
+                groups=operation.groups,
+                eps=operation.eps,
+                silu=operation.silu,
+                step=self.step if modulated else None,
+                residual=residual,
+                moments=None if given is None else given.values,
+                channels_per_block=None if given is None else given.channels_per_block,
+                tile_pixels=None if given is None else given.tile_pixels,
+                workspace=self._workspace.memory if needed else None,
+                tiles=tiles,
+            )
+
+        return launch
+
+    def _linear_attention(self, operation: LinearAttention) -> Launch:
+        qkv, out = self.view(operation.qkv), self.view(operation.out)
+        heads, dim_head = operation.heads, operation.dim_head
+        _, height, width, images = qkv.shape
+        tiles = linear_attention.choose_linear_attention_tiles(
+            height * width, images, heads, dim_head
+        )
+        self._workspace.want(tiles.workspace(heads=heads, dim_head=dim_head, images=images))
+        return lambda: linear_attention.linear_attention(
+            qkv, out, self._workspace.memory, heads=heads, dim_head=dim_head, tiles=tiles
+        )
+
+    def _conv(self, operation: Conv, step: CudaStep) -> list[Launch]:
+        assert step.conv is not None
+        bias = None if operation.bias is None else self._float(operation.bias)
+        if step.conv.kind == "cudnn":
+            return [self._dense(operation, operation.weight, bias)]
+        if step.conv.kind == "elements":
+            return [self._elements(operation, bias)]
+        return [self._panels(operation, step, bias)]
+
+    def _panels(self, operation: Conv, step: CudaStep, bias: torch.Tensor | None) -> Launch:
+        assert step.conv is not None
+        group = step.conv.group
+        x, out = self.view(operation.x), self.view(operation.out)
+        residual = None if operation.residual is None else self.view(operation.residual)
+        channels, height, width, images = out.shape
+        pixels = height * width
+        known = self._tiles.get(operation.out)
+        tiles = (
+            choose_panel_tiles(
+                channels, pixels, images, step.conv.entries, group, moments=step.moments
+            )
+            if known is None
+            else PanelTiles(**known)
+        )
+        panels = make_panels(operation.weight, group)
+        weights = pack_panels(
+            panels.ptr,
+            panels.columns,
+            panels.values,
+            panels.rows,
+            x=self.plan.memory.places[operation.x].part,
+            size=operation.size,
+            block_k=tiles.block_k,
+        ).to(self.device, self.dtype)
+        self._workspace.want(tiles.partial_size(channels, pixels, images))
+        split = tiles.splits > 1
+        values: torch.Tensor | None = None
+        if step.moments:
+            reader = next(
+                op
+                for op in self.plan.program.operations
+                if isinstance(op, NormAct) and op.x == operation.out
+            )
+            block = block_channels(group, channels // reader.groups)
+            shape = tiles.moments_shape(channels, pixels, images, block)
+            values = torch.zeros(shape, device=self.device)
+            self._moments[operation.out] = Moments(values, block, tiles.pixels)
+        return lambda: panel_conv.panel_conv(
+            x,
+            weights,
+            out,
+            tiles=tiles,
+            bias=bias,
+            residual=residual,
+            moments=values,
+            partial=self._workspace.memory if split else None,
+        )
+
+    def _elements(self, operation: Conv, bias: torch.Tensor | None) -> Launch:
+        raise AssertionError(element_conv, operation, bias)
+
+    def _dense(self, operation: Conv, weight: Matrix, bias: torch.Tensor | None) -> Launch:
+        """cuDNN's, which wants channels innermost: transposed before and after."""
+        x, out = self.view(operation.x), self.view(operation.out)
+        residual = None if operation.residual is None else self.view(operation.residual)
+        size = operation.size
+        filters = torch.from_numpy(weight.to_dense().reshape(len(out), len(x), size, size))
+        form = torch.channels_last
+        filters = filters.to(self.device, self.dtype).contiguous(memory_format=form)
+        offset = None if bias is None else bias.to(self.dtype)
+
+        def launch() -> None:
+            images = x.permute(3, 0, 1, 2).contiguous(memory_format=form)
+            made = torch.nn.functional.conv2d(images, filters, offset, padding=size // 2)
+            made = made.permute(1, 2, 3, 0)
+            if residual is None:
+                out.copy_(made)
+            else:
+                torch.add(made, residual, out=out)
+
+        return launch
