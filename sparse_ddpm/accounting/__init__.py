@@ -2,7 +2,7 @@
 
 from sparse_ddpm.accounting.account import OperationAccount, account
 from sparse_ddpm.accounting.flops import OperationFlops, operation_flops, program_flops
-from sparse_ddpm.accounting.memory import OperationBytes, block_bytes, operation_bytes
+from sparse_ddpm.accounting.memory import OperationBytes, block_bytes, operation_bytes, step_bytes
 
 __all__ = [
     "OperationAccount",
@@ -13,4 +13,5 @@ __all__ = [
     "operation_bytes",
     "operation_flops",
     "program_flops",
+    "step_bytes",
 ]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from sparse_ddpm.accounting.flops import OperationFlops, operation_flops
-from sparse_ddpm.accounting.memory import block_bytes, operation_bytes
+from sparse_ddpm.accounting.memory import block_bytes, step_bytes
 from sparse_ddpm.engine.base import AnyPlan
 from sparse_ddpm.engine.plan import DTYPES, Step
-from sparse_ddpm.program import Conv
+from sparse_ddpm.program import Conv, Operation
 from sparse_ddpm.program.program import Shape
 
 
@@ -16,7 +17,8 @@ from sparse_ddpm.program.program import Shape
 class OperationAccount:
     """FLOPs are for one image, bytes of activations too; ``density`` is None without weights.
 
-    ``kind``: the operation's, or ``LinearBlock`` for several that run as one.
+    ``kind``: the operation's, of several that run as one ``LinearBlock`` or, where one of them is
+    that, ``Conv``.
     """
 
     name: str
@@ -45,20 +47,18 @@ def account(plan: AnyPlan) -> tuple[OperationAccount, ...]:
         operation = step.operation
         block = step.block if isinstance(step, Step) else None
         flops = sum((operation_flops(part, shapes) for part in step.operations), OperationFlops())
-        if block is None:
-            read = operation
-            if isinstance(step, Step) and step.upsample is not None and isinstance(operation, Conv):
-                read = replace(operation, x=step.upsample.x)
-            size = operation_bytes(read, shapes, activation)
-        else:
-            size = block_bytes(block, shapes, activation)
+        size = (
+            step_bytes(step.operations, shapes, activation)
+            if block is None
+            else block_bytes(block, shapes, activation)
+        )
         weights = [part.weight for part in step.operations if isinstance(part, Conv)]
         stored = sum(weight.nnz for weight in weights)
         places = sum(weight.shape[0] * weight.shape[1] for weight in weights)
         rows.append(
             OperationAccount(
                 name=operation.out,
-                kind=type(operation if block is None else block).__name__,
+                kind=_kind(step.operations) if block is None else type(block).__name__,
                 shape=shapes[operation.out],
                 format="+".join(sorted({type(weight).__name__ for weight in weights})),
                 density=stored / max(places, 1) if weights else None,
@@ -74,3 +74,8 @@ def account(plan: AnyPlan) -> tuple[OperationAccount, ...]:
             )
         )
     return tuple(rows)
+
+
+def _kind(operations: Sequence[Operation]) -> str:
+    conv = any(isinstance(operation, Conv) for operation in operations)
+    return Conv.__name__ if conv else type(operations[-1]).__name__

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sparse_ddpm.engine.fuse import LinearBlock
@@ -43,6 +43,21 @@ def operation_bytes(
     read = sum(activation * math.prod(shapes[name]) for name in inputs_of(operation))
     written = activation * math.prod(shapes[operation.out])
     return OperationBytes(weights, dense, read, written)
+
+
+def step_bytes(
+    operations: Sequence[Operation], shapes: Mapping[str, Shape], activation: int = FLOAT32
+) -> OperationBytes:
+    """Bytes of operations that run as one: what they hand to one another is not stored."""
+    parts = [operation_bytes(operation, shapes, activation) for operation in operations]
+    inside = {operation.out for operation in operations[:-1]}
+    read = [name for op in operations for name in inputs_of(op) if name not in inside]
+    return OperationBytes(
+        weights=sum(part.weights for part in parts),
+        dense_weights=sum(part.dense_weights for part in parts),
+        read=sum(activation * math.prod(shapes[name]) for name in read),
+        written=parts[-1].written,
+    )
 
 
 def block_bytes(

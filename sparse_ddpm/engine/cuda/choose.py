@@ -55,6 +55,9 @@ LAUNCH_US = 2.0
 BYTES_PER_US = 3.5e6
 """Memory bandwidth, bytes a microsecond (an estimate)."""
 
+NORM_US = 3.0
+"""A norm in a kernel of its own beside one in the convolution's (an estimate)."""
+
 STEP_US = 0.35
 """One trip through a kernel's loop while nothing else runs, microseconds (an estimate)."""
 
@@ -98,11 +101,12 @@ def choose_kernel(
     *,
     force: str | None = None,
     measured: Mapping[str, float] | None = None,
+    extra_us: Mapping[str, float] = MappingProxyType({}),
 ) -> ConvChoice:
     """The kernel of least time for a convolution that makes ``shape`` of ``images`` (padded).
 
-    ``force``: one of `KINDS`; ``measured``: microseconds by kind, which then decide. Raises
-    `EngineError` for an unknown kind.
+    ``force``: one of `KINDS`; ``measured``: microseconds by kind, which then decide;
+    ``extra_us``: what a kind leaves to a kernel after it. Raises `EngineError` for an unknown kind.
     """
     if force is not None and force not in KINDS:
         raise EngineError(expected("kernel", f"one of {', '.join(KINDS)}", repr(force)))
@@ -111,9 +115,12 @@ def choose_kernel(
     bytes_moved = _bytes(operation, shape, images, dtype)
     estimates = {
         kind: _estimate(kind, weight, entries[kind], shape, images, dtype, bytes_moved)
+        + extra_us.get(kind, 0.0)
         for kind in KINDS
     }
-    times = dict(measured) if measured else estimates
+    times = estimates
+    if measured:
+        times = {name: time + extra_us.get(name, 0.0) for name, time in measured.items()}
     kind = force if force is not None else min(times, key=lambda name: times[name])
     if kind not in times:
         times = estimates

@@ -130,9 +130,10 @@ class CudaEngine(Engine):
         keys = self._keys()
         found: dict[str, Any] = {}
         for step in self.plan.steps:
-            key = keys.get(step.operation.out)
-            if step.conv is not None and key in layers and step.conv.kind in layers[key].tiles:
-                found[step.operation.out] = dict(layers[key].tiles[step.conv.kind])
+            conv = step.conv
+            key = "" if conv is None else keys[conv.operation.out]
+            if conv is not None and key in layers and conv.choice.kind in layers[key].tiles:
+                found[conv.operation.out] = dict(layers[key].tiles[conv.choice.kind])
         return found
 
     def set_schedule(self, timesteps: NDArray[Any]) -> None:

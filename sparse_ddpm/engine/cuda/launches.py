@@ -24,13 +24,14 @@ from sparse_ddpm_kernels.triton import (
     norm,
     panel_conv,
 )
+from sparse_ddpm_kernels.triton.element_pack import pack_slices
+from sparse_ddpm_kernels.triton.element_tiles import ElementTiles, choose_element_tiles
 from sparse_ddpm_kernels.triton.panel_pack import pack_panels
 from sparse_ddpm_kernels.triton.panel_tiles import PanelTiles, block_channels, choose_panel_tiles
 
-from sparse_ddpm.engine.cuda.plan import CudaPlan, CudaStep
+from sparse_ddpm.engine.cuda.plan import ConvStep, CudaPlan, CudaStep
 from sparse_ddpm.engine.film import Films
 from sparse_ddpm.engine.panels import make_panels
-from sparse_ddpm.formats import Matrix
 from sparse_ddpm.program import (
     Add,
     Attention,
@@ -50,6 +51,9 @@ TORCH_DTYPES = {
 }
 
 Launch = Callable[[], None]
+
+Rows = tuple[torch.Tensor, int, int, torch.Tensor | None]
+"""A table, the columns of a norm's factors and summands, and the step that picks the row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +114,11 @@ class Launches:
         self.table = torch.zeros((1, max(self.films.width, 1)), device=device)
         self._workspace = Workspace(device)
         self._moments: dict[str, Moments] = {}
-        self._constants: dict[str, torch.Tensor] = {}
         self.steps: dict[str, list[Launch]] = {}
         x = self.view(program.input)
         self.steps[program.input] = [lambda: data.load_images(self.x, x)]
         for item in plan.steps:
-            self.steps[item.operation.out] = self._bind(item)
+            self.steps[item.out] = self._bind(item)
         out = self.view(program.output)
         self.store: Launch = lambda: data.store_images(out, self.output)
 
@@ -163,9 +166,9 @@ class Launches:
 
     def _bind(self, step: CudaStep) -> list[Launch]:
         operation, view = step.operation, self.view
+        if step.conv is not None:
+            return [self._conv(step.conv)]
         match operation:
-            case Conv():
-                return self._conv(operation, step)
             case NormAct():
                 return [self._norm(operation, step)]
             case ChannelNorm():
@@ -190,6 +193,8 @@ class Launches:
                 return [lambda: data.add(a, b, out)]
             case Concat():
                 return self._concat(operation, step)
+            case Conv():
+                raise AssertionError("a convolution has its own step")
 
     def _concat(self, operation: Concat, step: CudaStep) -> list[Launch]:
         out = self.view(operation.out)
@@ -217,23 +222,20 @@ class Launches:
         rows = channels // operation.groups * height * width
         needed = tiles.workspace(group_rows=rows, groups=operation.groups, images=images)
         self._workspace.want(needed)
-        if operation.film is None:
-            constant = np.concatenate([operation.gamma, operation.beta])[None, :]
-            self._constants[operation.out] = self._float(constant)
-        column = self.films.columns.get(operation.out, 0)
+        rows_of = self._rows(operation)
 
         def launch() -> None:
-            modulated = operation.film is not None
+            table, gamma, beta, row = rows_of()
             norm.group_norm(
                 x,
                 out,
-                self.table if modulated else self._constants[operation.out],
-                gamma=column,
-                beta=column + channels,
+                table,
+                gamma=gamma,
+                beta=beta,
+                step=row,
                 groups=operation.groups,
                 eps=operation.eps,
                 silu=operation.silu,
-                step=self.step if modulated else None,
                 residual=residual,
                 moments=None if given is None else given.values,
                 channels_per_block=None if given is None else given.channels_per_block,
@@ -243,6 +245,15 @@ class Launches:
             )
 
         return launch
+
+    def _rows(self, operation: NormAct) -> Callable[[], Rows]:
+        """Where a norm's factors and summands are, when it is launched."""
+        channels = len(operation.gamma)
+        if operation.film is None:
+            constant = self._float(np.concatenate([operation.gamma, operation.beta])[None, :])
+            return lambda: (constant, 0, channels, None)
+        column = self.films.columns[operation.out]
+        return lambda: (self.table, column, column + channels, self.step)
 
     def _linear_attention(self, operation: LinearAttention) -> Launch:
         qkv, out = self.view(operation.qkv), self.view(operation.out)
@@ -256,26 +267,33 @@ class Launches:
             qkv, out, self._workspace.memory, heads=heads, dim_head=dim_head, tiles=tiles
         )
 
-    def _conv(self, operation: Conv, step: CudaStep) -> list[Launch]:
-        assert step.conv is not None
+    def _conv(self, conv: ConvStep) -> Launch:
+        operation, kind = conv.operation, conv.choice.kind
         bias = None if operation.bias is None else self._float(operation.bias)
-        if step.conv.kind == "cudnn":
-            return [self._dense(operation, operation.weight, bias)]
-        if step.conv.kind == "elements":
-            return [self._elements(operation, bias)]
-        return [self._panels(operation, step, bias)]
+        residual = None if conv.residual is None else self.view(conv.residual)
+        if kind == "cudnn":
+            return self._dense(conv, bias, residual)
+        if kind == "elements":
+            return self._elements(conv, bias, residual)
+        return self._panels(conv, bias, residual)
 
-    def _panels(self, operation: Conv, step: CudaStep, bias: torch.Tensor | None) -> Launch:
-        assert step.conv is not None
-        group = step.conv.group
-        x, out = self.view(operation.x), self.view(operation.out)
-        residual = None if operation.residual is None else self.view(operation.residual)
+    def _panels(
+        self, conv: ConvStep, bias: torch.Tensor | None, residual: torch.Tensor | None
+    ) -> Launch:
+        operation, group = conv.operation, conv.choice.group
+        x, out = self.view(conv.source), self.view(conv.out)
         channels, height, width, images = out.shape
         pixels = height * width
         known = self._tiles.get(operation.out)
         tiles = (
             choose_panel_tiles(
-                channels, pixels, images, step.conv.entries, group, moments=step.moments
+                channels,
+                pixels,
+                images,
+                conv.choice.entries,
+                group,
+                moments=conv.moments is not None,
+                norm=conv.norm is not None,
             )
             if known is None
             else PanelTiles(**known)
@@ -286,49 +304,89 @@ class Launches:
             panels.columns,
             panels.values,
             panels.rows,
-            x=self.plan.memory.places[operation.x].part,
+            x=self.plan.memory.places[conv.source].part,
             size=operation.size,
             block_k=tiles.block_k,
+            stride=conv.stride,
         ).to(self.device, self.dtype)
         self._workspace.want(tiles.partial_size(channels, pixels, images))
         split = tiles.splits > 1
         values: torch.Tensor | None = None
-        if step.moments:
-            reader = next(
-                op
-                for op in self.plan.program.operations
-                if isinstance(op, NormAct) and op.x == operation.out
-            )
-            block = block_channels(group, channels // reader.groups)
+        if conv.moments is not None:
+            block = block_channels(group, channels // conv.moments.groups)
             shape = tiles.moments_shape(channels, pixels, images, block)
             values = torch.zeros(shape, device=self.device)
             self._moments[operation.out] = Moments(values, block, tiles.pixels)
-        return lambda: panel_conv.panel_conv(
-            x,
-            weights,
-            out,
-            tiles=tiles,
-            bias=bias,
-            residual=residual,
-            moments=values,
-            partial=self._workspace.memory if split else None,
+        after = conv.norm
+        rows_of = None if after is None else self._rows(after)
+
+        def launch() -> None:
+            epilogue = None
+            if after is not None and rows_of is not None:
+                table, gamma, beta, row = rows_of()
+                epilogue = panel_conv.EpilogueNorm(
+                    after.groups, table, gamma, beta, row, after.silu, after.eps
+                )
+            panel_conv.panel_conv(
+                x,
+                weights,
+                out,
+                tiles=tiles,
+                bias=bias,
+                residual=residual,
+                moments=values,
+                norm=epilogue,
+                partial=self._workspace.memory if split else None,
+            )
+
+        return launch
+
+    def _elements(
+        self, conv: ConvStep, bias: torch.Tensor | None, residual: torch.Tensor | None
+    ) -> Launch:
+        operation = conv.operation
+        x, out = self.view(conv.source), self.view(conv.out)
+        channels, height, width, images = out.shape
+        known = self._tiles.get(operation.out)
+        tiles = (
+            choose_element_tiles(channels, height, width, images, conv.choice.entries)
+            if known is None
+            else ElementTiles(**known)
+        )
+        panels = make_panels(operation.weight, 1)
+        weights = pack_slices(
+            panels.ptr,
+            panels.columns,
+            panels.values,
+            panels.rows,
+            x=self.plan.memory.places[conv.source].part,
+            size=operation.size,
+            slice_rows=tiles.slice_rows,
+            split=tiles.split,
+            stride=conv.stride,
+        ).to(self.device, self.dtype)
+        return lambda: element_conv.element_conv(
+            x, weights, out, bias=bias, residual=residual, tiles=tiles
         )
 
-    def _elements(self, operation: Conv, bias: torch.Tensor | None) -> Launch:
-        raise AssertionError(element_conv, operation, bias)
-
-    def _dense(self, operation: Conv, weight: Matrix, bias: torch.Tensor | None) -> Launch:
+    def _dense(
+        self, conv: ConvStep, bias: torch.Tensor | None, residual: torch.Tensor | None
+    ) -> Launch:
         """cuDNN's, which wants channels innermost: transposed before and after."""
-        x, out = self.view(operation.x), self.view(operation.out)
-        residual = None if operation.residual is None else self.view(operation.residual)
-        size = operation.size
-        filters = torch.from_numpy(weight.to_dense().reshape(len(out), len(x), size, size))
+        operation = conv.operation
+        x, out = self.view(conv.source), self.view(conv.out)
+        size, stride = operation.size, conv.stride
+        weight = operation.weight.to_dense().reshape(len(out), -1, size, size)
         form = torch.channels_last
-        filters = filters.to(self.device, self.dtype).contiguous(memory_format=form)
+        filters = torch.from_numpy(weight).to(self.device, self.dtype)
+        filters = filters.contiguous(memory_format=form)
         offset = None if bias is None else bias.to(self.dtype)
 
         def launch() -> None:
-            images = x.permute(3, 0, 1, 2).contiguous(memory_format=form)
+            images = x.permute(3, 0, 1, 2)
+            if stride > 1:
+                images = torch.nn.functional.pixel_unshuffle(images, stride)
+            images = images.contiguous(memory_format=form)
             made = torch.nn.functional.conv2d(images, filters, offset, padding=size // 2)
             made = made.permute(1, 2, 3, 0)
             if residual is None:

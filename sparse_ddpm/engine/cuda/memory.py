@@ -7,7 +7,7 @@ was zero when the memory was allocated stays zero.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sparse_ddpm_kernels.triton.layout import Layout, padded_images
@@ -45,12 +45,52 @@ class Memory:
         return sum(layout.size for layout in self.buffers)
 
 
-def plan_memory(program: Program, batch: int, keep_all: bool = False) -> Memory:
-    """Place every value of ``program`` for ``batch`` images, padded to a multiple of 8.
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What one step reads and makes. ``over``: an input that it may overwrite.
+
+    ``size``: of a convolution's filter, whose input ``x`` needs a halo; 0 of anything else.
+    """
+
+    inputs: tuple[str, ...]
+    out: str
+    over: str | None = None
+    x: str = ""
+    size: int = 0
+    concat: tuple[str, str] | None = None
+
+    @classmethod
+    def of(cls, operation: Operation) -> Stage:
+        """A step of one operation."""
+        match operation:
+            case Conv():
+                return cls(
+                    inputs_of(operation),
+                    operation.out,
+                    operation.residual,
+                    operation.x,
+                    operation.size,
+                )
+            case Concat():
+                pair = operation.a, operation.b
+                return cls(pair, operation.out, concat=pair)
+            case NormAct() | ChannelNorm():
+                return cls(inputs_of(operation), operation.out, operation.x)
+            case Add():
+                return cls(inputs_of(operation), operation.out, operation.a)
+            case _:
+                return cls(inputs_of(operation), operation.out)
+
+
+def plan_memory(
+    program: Program, stages: Sequence[Stage], batch: int, keep_all: bool = False
+) -> Memory:
+    """Place what ``stages`` make of ``batch`` images, padded to a multiple of 8.
 
     ``keep_all``: no buffer is written twice, for traces.
     """
-    parents = _parents(program, reuse=not keep_all)
+    parents = _parents(program, stages, reuse=not keep_all)
+    made = (program.input, *(stage.out for stage in stages))
 
     def root(name: str) -> tuple[str, int]:
         channel = 0
@@ -59,17 +99,17 @@ def plan_memory(program: Program, batch: int, keep_all: bool = False) -> Memory:
             channel += first
         return name, channel
 
-    owners = {name: root(name) for name in program.shapes}
+    owners = {name: root(name) for name in made}
     halos: Counter[str] = Counter()
-    for operation in program.operations:
-        if isinstance(operation, Conv):
-            owner = owners[operation.x][0]
-            halos[owner] = max(halos[owner], operation.size // 2)
+    for stage in stages:
+        if stage.size > 0:
+            owner = owners[stage.x][0]
+            halos[owner] = max(halos[owner], stage.size // 2)
     images = padded_images(batch)
     layouts = {
         owner: Layout(*program.shapes[owner], images, halos[owner]) for owner, _ in owners.values()
     }
-    spans = _spans(program, owners)
+    spans = _spans(program, stages, owners)
     buffers: list[Layout] = []
     free: dict[Layout, list[tuple[int, int]]] = defaultdict(list)  # last step, buffer
     number: dict[str, int] = {}
@@ -93,38 +133,27 @@ def plan_memory(program: Program, batch: int, keep_all: bool = False) -> Memory:
     return Memory(places, tuple(buffers))
 
 
-def _over(operation: Operation) -> str | None:
-    """The input that ``operation`` may overwrite: read only where, and before, it is written."""
-    match operation:
-        case NormAct() | ChannelNorm():
-            return operation.x
-        case Conv():
-            return operation.residual
-        case Add():
-            return operation.a
-        case _:
-            return None
-
-
-def _parents(program: Program, reuse: bool) -> dict[str, tuple[str, int]]:
+def _parents(program: Program, stages: Sequence[Stage], reuse: bool) -> dict[str, tuple[str, int]]:
     """Values made inside another's buffer: its name and their first channel there."""
     parents: dict[str, tuple[str, int]] = {}
     uses: Counter[str] = Counter([program.output])
-    for operation in program.operations:
-        uses.update(inputs_of(operation))
-        if isinstance(operation, Concat):
-            for name, channel in ((operation.a, 0), (operation.b, program.shapes[operation.a][0])):
-                parents.setdefault(name, (operation.out, channel))
-    for operation in program.operations:
-        over = _over(operation)
+    for stage in stages:
+        uses.update(stage.inputs)
+        if stage.concat is not None:
+            first, second = stage.concat
+            for name, channel in ((first, 0), (second, program.shapes[first][0])):
+                parents.setdefault(name, (stage.out, channel))
+    for stage in stages:
+        over = stage.over
         if reuse and over is not None and uses[over] == 1 and over != program.input:
-            parents.setdefault(over, (operation.out, 0))
+            parents.setdefault(over, (stage.out, 0))
     return parents
 
 
-def _spans(program: Program, owners: Mapping[str, tuple[str, int]]) -> dict[str, tuple[int, int]]:
-    """First and last step that uses each buffer; step 0 loads, operation i is step i + 1."""
-    end = len(program.operations) + 1
+def _spans(
+    program: Program, stages: Sequence[Stage], owners: Mapping[str, tuple[str, int]]
+) -> dict[str, tuple[int, int]]:
+    """First and last step that uses each buffer; step 0 loads, stage i is step i + 1."""
     spans: dict[str, tuple[int, int]] = {}
 
     def use(name: str, step: int) -> None:
@@ -133,8 +162,8 @@ def _spans(program: Program, owners: Mapping[str, tuple[str, int]]) -> dict[str,
         spans[owner] = min(first, step), max(last, step)
 
     use(program.input, 0)
-    for step, operation in enumerate(program.operations, start=1):
-        for name in (*inputs_of(operation), operation.out):
+    for step, stage in enumerate(stages, start=1):
+        for name in (*stage.inputs, stage.out):
             use(name, step)
-    use(program.output, end)
+    use(program.output, len(stages) + 1)
     return spans

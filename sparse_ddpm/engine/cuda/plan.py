@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from sparse_ddpm_kernels.triton.layout import padded_images
+from sparse_ddpm_kernels.triton.panel_tiles import norm_fits
 
-from sparse_ddpm.engine.cuda.choose import ConvChoice, choose_kernel
-from sparse_ddpm.engine.cuda.memory import Memory, plan_memory
+from sparse_ddpm.engine.cuda.choose import KINDS, NORM_US, ConvChoice, choose_kernel, group_of
+from sparse_ddpm.engine.cuda.memory import Memory, Stage, plan_memory
 from sparse_ddpm.errors import EngineError, expected
 from sparse_ddpm.program import (
     Add,
@@ -24,30 +26,61 @@ from sparse_ddpm.program import (
     SpaceToDepth,
     Upsample2x,
 )
+from sparse_ddpm.program.operations import inputs_of
 
 DTYPES: Mapping[str, int] = MappingProxyType({"float16": 2, "bfloat16": 2, "float32": 4})
 """Precisions of activations and weights, and their bytes; sums are float32 in all of them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class CudaStep:
-    """One operation, its kernel and why. ``flops``: what a convolution executes for one image.
+class ConvStep:
+    """A convolution and what runs in the same kernel.
 
-    ``moments``: the convolution also writes what the norm after it needs of its output; of that
-    norm, that it is given them. ``copies``: of a concatenation, the inputs made elsewhere.
+    ``source``: the value it reads; with ``stride`` 2 the input of a space to depth, which is read
+    without being made. ``norm``: a group norm of its output, done before that is stored.
+    ``moments``: mean and squares of the output are stored too, for the norm that follows.
     """
 
-    operation: Operation
+    operation: Conv
+    choice: ConvChoice
+    source: str
+    stride: int = 1
+    norm: NormAct | None = None
+    moments: NormAct | None = None
+
+    @property
+    def out(self) -> str:
+        return self.operation.out if self.norm is None else self.norm.out
+
+    @property
+    def residual(self) -> str | None:
+        return self.operation.residual if self.norm is None else self.norm.residual
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CudaStep:
+    """What one kernel, or a few launched together, make of one or more ``operations``.
+
+    ``flops``: what a convolution executes for one image. ``moments``: of a norm, that the
+    convolution before gives them. ``copies``: of a concatenation, the inputs made elsewhere.
+    """
+
+    operations: tuple[Operation, ...]
     kernel: str
     reason: str
     flops: int = 0
-    conv: ConvChoice | None = None
+    conv: ConvStep | None = None
     moments: bool = False
     copies: tuple[bool, bool] = (False, False)
 
     @property
-    def operations(self) -> tuple[Operation, ...]:
-        return (self.operation,)
+    def operation(self) -> Operation:
+        """The last one, which makes the step's value."""
+        return self.operations[-1]
+
+    @property
+    def out(self) -> str:
+        return self.operation.out
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,84 +120,163 @@ def make_cuda_plan(
             expected("dtype of the cuda engine", f"one of {', '.join(DTYPES)}", repr(dtype))
         )
     images = padded_images(batch)
-    memory = plan_memory(program, batch, keep_all)
-    convs = {
-        op.out: choose_kernel(
-            op,
-            program.shapes[op.out],
-            images,
-            dtype,
-            force=kernel,
-            measured=measured.get(op.out),
-        )
-        for op in program.operations
-        if isinstance(op, Conv)
-    }
-    normed = {
-        op.x: op.out
-        for op in program.operations
-        if isinstance(op, NormAct) and op.x in convs and convs[op.x].group > 1
-    }
-    steps = tuple(_step(op, program, memory, convs, normed) for op in program.operations)
-    return CudaPlan(program, batch, dtype, images, memory, steps)
-
-
-def _step(
-    operation: Operation,
-    program: Program,
-    memory: Memory,
-    convs: Mapping[str, ConvChoice],
-    normed: Mapping[str, str],
-) -> CudaStep:
-    match operation:
-        case Conv(out=out):
-            choice = convs[out]
-            _, height, width = program.shapes[out]
-            name = {0: "cuDNN, dense", 1: "single weights"}.get(
-                choice.group, f"panels G={choice.group}"
-            )
-            moments = out in normed
-            rows = max(choice.group, 1) if choice.group else operation.weight.shape[0]
-            return CudaStep(
+    strided = {} if keep_all else _strided(program)
+    convs: dict[str, ConvStep] = {}
+    for operation in program.operations:
+        if isinstance(operation, Conv):
+            convs[operation.out] = _conv(
                 operation,
-                name + (", moments" if moments else ""),
-                choice.reason,
-                2 * choice.entries * rows * height * width,
-                choice,
-                moments,
+                program,
+                images,
+                dtype,
+                strided.get(operation.out),
+                keep_all,
+                kernel,
+                measured.get(operation.out),
             )
-        case NormAct(film=film, silu=silu, x=x):
-            parts = ["group norm", *["FiLM"] * (film is not None), *["SiLU"] * silu]
-            given = normed.get(x) == operation.out
+    inside = {before.out for before in strided.values()}
+    inside |= {conv.operation.out for conv in convs.values() if conv.norm is not None}
+    normed = {conv.norm.out: conv for conv in convs.values() if conv.norm is not None}
+    given = {conv.moments.out for conv in convs.values() if conv.moments is not None}
+    stages, steps = [], []
+    for operation in program.operations:
+        if operation.out in inside:
+            continue
+        conv = normed.get(operation.out, convs.get(operation.out))
+        if conv is not None:
+            step = _conv_step(conv, program, strided.get(conv.operation.out))
+            inputs = (conv.source, *((conv.residual,) if conv.residual else ()))
+            size = conv.operation.size
+            stages.append(Stage(inputs, conv.out, conv.residual, conv.source, size))
+        else:
+            step = _step(operation, operation.out in given)
+            stages.append(Stage.of(operation))
+        steps.append(step)
+    memory = plan_memory(program, stages, batch, keep_all)
+    placed = tuple(_placed(step, memory) for step in steps)
+    return CudaPlan(program, batch, dtype, images, memory, placed)
+
+
+def _uses(program: Program) -> Counter[str]:
+    uses = Counter(name for operation in program.operations for name in inputs_of(operation))
+    uses[program.output] += 1
+    return uses
+
+
+def _strided(program: Program) -> dict[str, SpaceToDepth]:
+    """By 1x1 convolution: the space to depth before it, where nothing else reads that."""
+    uses = _uses(program)
+    made = {op.out: op for op in program.operations if isinstance(op, SpaceToDepth)}
+    return {
+        op.out: made[op.x]
+        for op in program.operations
+        if isinstance(op, Conv) and op.size == 1 and op.x in made and uses[op.x] == 1
+    }
+
+
+def _conv(
+    operation: Conv,
+    program: Program,
+    images: int,
+    dtype: str,
+    before: SpaceToDepth | None,
+    keep_all: bool,
+    kernel: str | None,
+    measured: Mapping[str, float] | None,
+) -> ConvStep:
+    """Choose the kernel, and what it does besides."""
+    out = operation.out
+    channels, height, width = program.shapes[out]
+    norm = next((op for op in program.operations if isinstance(op, NormAct) and op.x == out), None)
+    alone = norm is not None and _uses(program)[out] == 1 and operation.residual is None
+
+    def takes_norm(group: int) -> bool:
+        if norm is None or not alone or keep_all or group <= 1:
+            return False
+        return norm_fits(height * width, group, channels // norm.groups)
+
+    choice = choose_kernel(
+        operation,
+        program.shapes[out],
+        images,
+        dtype,
+        force=kernel,
+        measured=measured,
+        extra_us={
+            kind: 0.0 if norm is None or takes_norm(group_of(kind)) else NORM_US for kind in KINDS
+        },
+    )
+    # cuDNN reads what has been made; our kernels read any layout.
+    source, stride = operation.x, 1
+    if before is not None:
+        source, stride = before.x, 2
+    if takes_norm(choice.group):
+        return ConvStep(operation, choice, source, stride, norm=norm)
+    moments = norm if norm is not None and choice.group > 1 else None
+    return ConvStep(operation, choice, source, stride, moments=moments)
+
+
+def _conv_step(conv: ConvStep, program: Program, before: SpaceToDepth | None) -> CudaStep:
+    choice, operation = conv.choice, conv.operation
+    _, height, width = program.shapes[operation.out]
+    name = {0: "cuDNN, dense", 1: "single weights"}.get(choice.group, f"panels G={choice.group}")
+    if before is not None:
+        name += ", space to depth on the way"
+    if conv.norm is not None:
+        name += f", {_norm_name(conv.norm)}"
+    elif conv.moments is not None:
+        name += ", moments"
+    rows = choice.group if choice.group else operation.weight.shape[0]
+    operations: tuple[Operation, ...] = (operation,)
+    if before is not None:
+        operations = (before, *operations)
+    if conv.norm is not None:
+        operations = (*operations, conv.norm)
+    flops = 2 * choice.entries * rows * height * width
+    return CudaStep(operations, name, choice.reason, flops, conv)
+
+
+def _norm_name(operation: NormAct) -> str:
+    film, silu = operation.film is not None, operation.silu
+    return " + ".join(["group norm", *["FiLM"] * film, *["SiLU"] * silu])
+
+
+def _step(operation: Operation, moments: bool) -> CudaStep:
+    match operation:
+        case NormAct():
             why = (
                 "moments come from the convolution: one pass"
-                if given
-                else "moments are taken first: two passes"
+                if moments
+                else "moments are taken first"
             )
-            return CudaStep(operation, " + ".join(parts), why, moments=given)
+            return CudaStep((operation,), _norm_name(operation), why, moments=moments)
         case ChannelNorm():
-            return CudaStep(operation, "channel norm", "all channels of some pixels at once")
+            name, why = "channel norm", "all channels of some pixels at once"
         case Attention():
-            return CudaStep(operation, "attention", "all scores of an image at once")
+            name, why = "attention", "all scores of an image at once"
         case LinearAttention():
-            return CudaStep(operation, "linear attention", "a context matrix a head, then its use")
+            name, why = "linear attention", "a context matrix a head, then its use"
         case SpaceToDepth():
-            return CudaStep(operation, "space to depth", "a copy")
+            name, why = "space to depth", "a copy"
         case Upsample2x():
-            return CudaStep(operation, "upsample", "a copy")
+            name, why = "upsample", "a copy"
         case Add():
-            return CudaStep(operation, "add", "neither input's operation could take it")
-        case Concat():
-            copies = concat_copies(operation, memory)
-            if not any(copies):
-                return CudaStep(operation, "none", "both inputs are made in place")
-            names = [name for name, c in zip((operation.a, operation.b), copies, strict=True) if c]
-            why = f"{' and '.join(names)} already lies elsewhere"
-            return CudaStep(operation, "copy", why, copies=copies)
+            name, why = "add", "neither input's operation could take it"
+        case _:
+            name, why = "none", "both inputs are made in place"
+    return CudaStep((operation,), name, why)
 
 
-def concat_copies(operation: Concat, memory: Memory) -> tuple[bool, bool]:
-    """Whether ``a``, and whether ``b``, has to be copied into the concatenation."""
+def _placed(step: CudaStep, memory: Memory) -> CudaStep:
+    """Concatenations, now that it is known where their inputs lie."""
+    operation = step.operation
+    if not isinstance(operation, Concat):
+        return step
     out, a, b = (memory.places[name] for name in (operation.out, operation.a, operation.b))
     where = out.buffer, out.first
-    return (a.buffer, a.first) != where, (b.buffer, b.first) != (where[0], where[1] + a.channels)
+    copies = (a.buffer, a.first) != where, (b.buffer, b.first) != (where[0], where[1] + a.channels)
+    if not any(copies):
+        return step
+    names = [name for name, c in zip((operation.a, operation.b), copies, strict=True) if c]
+    why = f"{' and '.join(names)} already lies elsewhere"
+    return replace(step, kernel="copy", reason=why, copies=copies)
