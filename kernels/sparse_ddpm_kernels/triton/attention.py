@@ -39,11 +39,12 @@ class AttentionTiles:
 
 
 def choose_attention_tiles(pixels: int, dim_head: int) -> AttentionTiles:
-    """Scores of a program: 64 numbers a thread at most."""
+    """Scores, and sums of the queries: 64 numbers a thread at most, of 4 or 8 warps."""
     power = max(16, 1 << max(pixels - 1, 0).bit_length())
     queries = min(power, 32 if dim_head <= 64 else 16)
     keys = min(power, 64 if dim_head <= 64 else 32)
-    return AttentionTiles(queries, keys, warps=4 if queries * keys <= 256 else 8)
+    wide = queries * max(keys, padded_dim(dim_head)) > 1024
+    return AttentionTiles(queries, keys, warps=8 if wide else 4)
 
 
 def attention(
@@ -120,57 +121,28 @@ def precision(value: torch.Tensor) -> str:
 
 
 @triton.jit
-def load_heads(
-    base,
-    first,
-    pixel,
-    image,
-    plane8,
-    row8,
-    images8,
-    DIM: tl.constexpr,
-    PADDED: tl.constexpr,
-    WIDTH: tl.constexpr,
-    COUNT: tl.constexpr,
-    EVEN: tl.constexpr,
-):
-    """``[PADDED, pixels, images]`` from channel ``first``; zeros past DIM channels and COUNT."""
-    d = tl.arange(0, PADDED)
-    at = place((first + d)[:, None], pixel[None, :], plane8, row8, images8, WIDTH)
-    where = base + (at[:, :, None] + image[None, None, :])
-    if EVEN and DIM == PADDED:
-        value = tl.load(where)
-    else:
-        inside = (d < DIM)[:, None] & (pixel < COUNT)[None, :]
-        value = tl.load(where, mask=inside[:, :, None], other=0.0)
-    return value
+def place_heads(channel, pixel, image, plane8, row8, images8, WIDTH: tl.constexpr):
+    """Elements from a view's first to those of ``[channels, pixels, images]``."""
+    at = place(channel[:, None], pixel[None, :], plane8, row8, images8, WIDTH)
+    return at[:, :, None] + image[None, None, :]
 
 
 @triton.jit
-def store_heads(
+def load_heads(
     base,
-    value,
-    first,
+    channel,
     pixel,
     image,
     plane8,
     row8,
     images8,
-    DIM: tl.constexpr,
-    PADDED: tl.constexpr,
+    inside,
     WIDTH: tl.constexpr,
-    COUNT: tl.constexpr,
-    EVEN: tl.constexpr,
+    ALL: tl.constexpr,
 ):
-    """The inverse of `load_heads`."""
-    d = tl.arange(0, PADDED)
-    at = place((first + d)[:, None], pixel[None, :], plane8, row8, images8, WIDTH)
-    where = base + (at[:, :, None] + image[None, None, :])
-    if EVEN and DIM == PADDED:
-        tl.store(where, value)
-    else:
-        inside = (d < DIM)[:, None] & (pixel < COUNT)[None, :]
-        tl.store(where, value, mask=inside[:, :, None])
+    """``[channels, pixels, images]``; zeros outside ``inside`` [channels, pixels] if not ALL."""
+    at = base + place_heads(channel, pixel, image, plane8, row8, images8, WIDTH)
+    return tl.load(at) if ALL else tl.load(at, mask=inside[:, :, None], other=0.0)
 
 
 @triton.jit(
@@ -198,48 +170,26 @@ def _attention(
     columns = images8 * 8 // NB
     image = tl.program_id(0) % columns * NB + tl.arange(0, NB)
     image = tl.max_contiguous(tl.multiple_of(image, 8), 8)
-    head = tl.program_id(1)
     query = tl.program_id(0) // columns * QUERIES + tl.arange(0, QUERIES)
-    even: tl.constexpr = COUNT % QUERIES == 0
-    even_keys: tl.constexpr = COUNT % KEYS == 0
-    first = head * DIM
-    q = load_heads(qkv, first, query, image, plane8, row8, images8, DIM, PADDED, WIDTH, COUNT, even)
+    channel = tl.program_id(1) * DIM + tl.arange(0, PADDED)
+    known = (tl.arange(0, PADDED) < DIM)[:, None]
+    asked = known & (query < COUNT)[None, :]
+    all_queries: tl.constexpr = COUNT % QUERIES == 0 and DIM == PADDED
+    all_keys: tl.constexpr = COUNT % KEYS == 0 and DIM == PADDED
+    q = load_heads(qkv, channel, query, image, plane8, row8, images8, asked, WIDTH, all_queries)
     q = tl.permute(q, (2, 1, 0))
     most = tl.full([NB, QUERIES], float("-inf"), dtype=tl.float32)
     total = tl.zeros([NB, QUERIES], dtype=tl.float32)
     mixed = tl.zeros([NB, QUERIES, PADDED], dtype=tl.float32)
     for begin in range(0, COUNT, KEYS):
         key = begin + tl.arange(0, KEYS)
-        k = load_heads(
-            qkv,
-            HEADS * DIM + first,
-            key,
-            image,
-            plane8,
-            row8,
-            images8,
-            DIM,
-            PADDED,
-            WIDTH,
-            COUNT,
-            even_keys,
-        )
-        v = load_heads(
-            qkv,
-            2 * HEADS * DIM + first,
-            key,
-            image,
-            plane8,
-            row8,
-            images8,
-            DIM,
-            PADDED,
-            WIDTH,
-            COUNT,
-            even_keys,
-        )
+        inside = known & (key < COUNT)[None, :]
+        k_channel = HEADS * DIM + channel
+        k = load_heads(qkv, k_channel, key, image, plane8, row8, images8, inside, WIDTH, all_keys)
+        v_channel = 2 * HEADS * DIM + channel
+        v = load_heads(qkv, v_channel, key, image, plane8, row8, images8, inside, WIDTH, all_keys)
         scores = tl.dot(q, tl.permute(k, (2, 0, 1)), input_precision=PRECISION) * scale
-        if not even_keys:
+        if COUNT % KEYS != 0:
             scores = tl.where((key < COUNT)[None, None, :], scores, float("-inf"))
         higher = tl.maximum(most, tl.max(scores, axis=2))
         powers = tl.exp2(scores - higher[:, :, None])
@@ -249,19 +199,9 @@ def _attention(
         powers = powers.to(qkv.dtype.element_ty)
         mixed = tl.dot(powers, tl.permute(v, (2, 1, 0)), mixed, input_precision=PRECISION)
         most = higher
-    mixed = (mixed / total[:, :, None]).to(out.dtype.element_ty)
-    store_heads(
-        out,
-        tl.permute(mixed, (2, 1, 0)),
-        first,
-        query,
-        image,
-        out_plane8,
-        out_row8,
-        images8,
-        DIM,
-        PADDED,
-        WIDTH,
-        COUNT,
-        even,
-    )
+    mixed = tl.permute((mixed / total[:, :, None]).to(out.dtype.element_ty), (2, 1, 0))
+    at = out + place_heads(channel, query, image, out_plane8, out_row8, images8, WIDTH)
+    if all_queries:
+        tl.store(at, mixed)
+    else:
+        tl.store(at, mixed, mask=asked[:, :, None])

@@ -181,7 +181,7 @@ def _channel_norm(
             ).to(tl.float32)
             # Welford: every element of the tile counts the same number of turns.
             apart = tl.where(inside, value - mean, 0.0)
-            mean += apart / (first // CHUNK + 1)
+            mean += apart * (1.0 / (first // CHUNK + 1))
             squares += apart * tl.where(inside, value - mean, 0.0)
         turns = ((CHANNELS - c + CHUNK - 1) // CHUNK).to(tl.float32)
         centre, spread = merge(mean, squares, turns[:, None], CHANNELS)

@@ -20,8 +20,8 @@ from sparse_ddpm_kernels.triton.attention import (
     check_qkv,
     load_heads,
     padded_dim,
+    place_heads,
     precision,
-    store_heads,
 )
 from sparse_ddpm_kernels.triton.layout import IMAGES
 from sparse_ddpm_kernels.triton.norm import check_floats
@@ -67,7 +67,7 @@ def choose_linear_attention_tiles(
     programs = images // IMAGES * heads * -(-padded_dim(dim_head) // VALUES)
     parts = min(MOST_PARTS, tiles, -(-2 * multiprocessors // programs))
     parts = -(-tiles // -(-tiles // parts))
-    turns = max(1, min(8, tiles * programs // (2 * multiprocessors)))
+    turns = max(1, min(8, tiles, tiles * programs // (2 * multiprocessors)))
     return LinearAttentionTiles(tile, parts, turns)
 
 
@@ -173,48 +173,30 @@ def _context(
     image = tl.max_contiguous(tl.multiple_of(image, 8), 8)
     part = tl.program_id(0) // columns
     head = tl.program_id(1)
-    first_value = tl.program_id(2) * VALUES
-    even: tl.constexpr = COUNT % PIXELS == 0
+    d = tl.arange(0, PADDED)
+    e = tl.program_id(2) * VALUES + tl.arange(0, VALUES)
+    all_pixels: tl.constexpr = COUNT % PIXELS == 0
+    whole: tl.constexpr = all_pixels and DIM == PADDED
     # Not -inf: a tile past the last pixel would make inf - inf of it.
     most = tl.full([PADDED, NB], -1e30, dtype=tl.float32)
     total = tl.zeros([PADDED, NB], dtype=tl.float32)
     mixed = tl.zeros([NB, PADDED, VALUES], dtype=tl.float32)
     for turn in range(TURNS):
         pixel = (part * TURNS + turn) * PIXELS + tl.arange(0, PIXELS)
-        k = load_heads(
-            qkv,
-            (HEADS + head) * DIM,
-            pixel,
-            image,
-            plane8,
-            row8,
-            images8,
-            DIM,
-            PADDED,
-            WIDTH,
-            COUNT,
-            even,
-        ).to(tl.float32)
-        v = load_heads(
-            qkv,
-            (2 * HEADS + head) * DIM + first_value,
-            pixel,
-            image,
-            plane8,
-            row8,
-            images8,
-            DIM - first_value,
-            VALUES,
-            WIDTH,
-            COUNT,
-            even,
-        )
-        if not even:
-            k = tl.where((pixel < COUNT)[None, :, None], k, -1e30)
+        live = (pixel < COUNT)[None, :]
+        channel = (HEADS + head) * DIM + d
+        inside = (d < DIM)[:, None] & live
+        k = load_heads(qkv, channel, pixel, image, plane8, row8, images8, inside, WIDTH, whole)
+        channel = (2 * HEADS + head) * DIM + e
+        inside = (e < DIM)[:, None] & live
+        v = load_heads(qkv, channel, pixel, image, plane8, row8, images8, inside, WIDTH, whole)
+        k = k.to(tl.float32)
+        if not all_pixels:
+            k = tl.where(live[:, :, None], k, -1e30)
         higher = tl.maximum(most, tl.max(k, axis=1))
         powers = tl.exp(k - higher[:, None, :])
-        if not even:
-            powers = tl.where((pixel < COUNT)[None, :, None], powers, 0.0)
+        if not all_pixels:
+            powers = tl.where(live[:, :, None], powers, 0.0)
         shrink = tl.exp(most - higher)
         total = total * shrink + tl.sum(powers, axis=1)
         mixed = mixed * tl.trans(shrink)[:, :, None]
@@ -223,17 +205,15 @@ def _context(
         most = higher
 
     images = images8 * 8
-    d = tl.arange(0, PADDED)
-    e = first_value + tl.arange(0, VALUES)
     rows = context + (part * HEADS + head) * (DIM + 2) * DIM * images
     at = (e[:, None] * DIM + d[None, :]) * images
+    at = at[:, :, None] + image[None, None, :]
     inside = (e < DIM)[:, None] & (d < DIM)[None, :]
-    where = rows + (at[:, :, None] + image[None, None, :])
-    tl.store(where, tl.permute(mixed, (2, 1, 0)), mask=inside[:, :, None])
-    if first_value == 0:
-        at = (DIM * DIM + d)[:, None] * images + image[None, :]
-        tl.store(rows + at, most, mask=(d < DIM)[:, None])
-        tl.store(rows + at + DIM * images, total, mask=(d < DIM)[:, None])
+    tl.store(rows + at, tl.permute(mixed, (2, 1, 0)), mask=inside[:, :, None])
+    if tl.program_id(2) == 0:
+        last = (DIM * DIM + d)[:, None] * images + image[None, :]
+        tl.store(rows + last, most, mask=(d < DIM)[:, None])
+        tl.store(rows + DIM * images + last, total, mask=(d < DIM)[:, None])
 
 
 @triton.jit(do_not_specialize=("images8", "plane8", "row8", "out_plane8", "out_row8"))
@@ -265,66 +245,45 @@ def _apply(
     image = tl.max_contiguous(tl.multiple_of(image, 8), 8)
     chunk = tl.program_id(0) // columns
     head = tl.program_id(1)
-    first_value = tl.program_id(2) * VALUES
-    even: tl.constexpr = COUNT % (PIXELS * TURNS) == 0
-    images = images8 * 8
     d = tl.arange(0, PADDED)
-    e = first_value + tl.arange(0, VALUES)
+    e = tl.program_id(2) * VALUES + tl.arange(0, VALUES)
+    whole: tl.constexpr = COUNT % (PIXELS * TURNS) == 0 and DIM == PADDED
+    images = images8 * 8
     part = HEADS * (DIM + 2) * DIM * images
     rows = context + head * (DIM + 2) * DIM * images
     known = (d < DIM)[:, None]
-    place_d = (DIM * DIM + d)[:, None] * images + image[None, :]
+    last = (DIM * DIM + d)[:, None] * images + image[None, :]
     at = (e[:, None] * DIM + d[None, :]) * images
     at = at[:, :, None] + image[None, None, :]
     inside = ((e < DIM)[:, None] & (d < DIM)[None, :])[:, :, None]
-    most = tl.full([PADDED, NB], -1e30, dtype=tl.float32)
-    for _ in tl.static_range(PARTS):
-        most = tl.maximum(most, tl.load(rows + place_d, mask=known, other=0.0))
-        rows += part
+    most = tl.load(rows + last, mask=known, other=0.0)
+    for one in tl.static_range(1, PARTS):
+        most = tl.maximum(most, tl.load(rows + one * part + last, mask=known, other=0.0))
     total = tl.zeros([PADDED, NB], dtype=tl.float32)
     mixed = tl.zeros([VALUES, PADDED, NB], dtype=tl.float32)
-    rows = context + head * (DIM + 2) * DIM * images
-    for _ in tl.static_range(PARTS):
-        weight = tl.exp(tl.load(rows + place_d, mask=known, other=0.0) - most)
-        total += weight * tl.load(rows + place_d + DIM * images, mask=known, other=1.0)
-        mixed += weight[None, :, :] * tl.load(rows + at, mask=inside, other=0.0)
-        rows += part
+    for one in tl.static_range(PARTS):
+        weight = tl.exp(tl.load(rows + one * part + last, mask=known, other=0.0) - most)
+        here = rows + one * part + DIM * images
+        total += weight * tl.load(here + last, mask=known, other=1.0)
+        mixed += weight[None, :, :] * tl.load(rows + one * part + at, mask=inside, other=0.0)
     mixed = (mixed / total[None, :, :]).to(qkv.dtype.element_ty)
     mixed = tl.permute(mixed, (2, 1, 0))
 
     for turn in range(TURNS):
         pixel = (chunk * TURNS + turn) * PIXELS + tl.arange(0, PIXELS)
-        q = load_heads(
-            qkv,
-            head * DIM,
-            pixel,
-            image,
-            plane8,
-            row8,
-            images8,
-            DIM,
-            PADDED,
-            WIDTH,
-            COUNT,
-            even,
-        ).to(tl.float32)
+        live = (pixel < COUNT)[None, :]
+        inside_q = (d < DIM)[:, None] & live
+        channel = head * DIM + d
+        q = load_heads(qkv, channel, pixel, image, plane8, row8, images8, inside_q, WIDTH, whole)
+        q = q.to(tl.float32)
         if DIM < PADDED:
             q = tl.where((d < DIM)[:, None, None], q, float("-inf"))
         q = tl.exp(q - tl.max(q, axis=0)[None, :, :])
         q = (q / tl.sum(q, axis=0)[None, :, :]).to(qkv.dtype.element_ty)
         value = tl.dot(tl.permute(q, (2, 1, 0)), mixed, input_precision=PRECISION) * scale
-        store_heads(
-            out,
-            tl.permute(value.to(out.dtype.element_ty), (2, 1, 0)),
-            head * DIM + first_value,
-            pixel,
-            image,
-            out_plane8,
-            out_row8,
-            images8,
-            DIM - first_value,
-            VALUES,
-            WIDTH,
-            COUNT,
-            even,
-        )
+        value = tl.permute(value.to(out.dtype.element_ty), (2, 1, 0))
+        to = place_heads(head * DIM + e, pixel, image, out_plane8, out_row8, images8, WIDTH)
+        if whole:
+            tl.store(out + to, value)
+        else:
+            tl.store(out + to, value, mask=((e < DIM)[:, None] & live)[:, :, None])

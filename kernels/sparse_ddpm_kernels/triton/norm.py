@@ -79,7 +79,7 @@ def choose_norm_tiles(
         nb = min(most, max(IMAGES, _floor_power(WHOLE // 2 // _power(rows))), 32)
         size = _power(rows) * nb
         if size <= WHOLE:
-            return NormTiles(_power(rows), nb, max(1, min(16, size // 2048)), whole=True)
+            return NormTiles(_power(rows), nb, max(1, min(16, size // 1024)), whole=True)
     nb = min(most, 256)
     enough = 2 * multiprocessors * ELEMENTS
     size = min(ELEMENTS, max(1024, _floor_power(rows * groups * images * ELEMENTS // enough)))
@@ -431,18 +431,19 @@ def _first_pass(
         first = part * PART + turn * ROWS
         channel, pixel = _row(first, ROWS, PIXELS)
         at = place(group * CHANNELS + channel, pixel, plane8, row8, images8, WIDTH)
+        at = at[:, None] + image[None, :]
         # Welford: every element of the tile counts the same number of turns.
+        share = 1.0 / (turn + 1)
         if rows % PART == 0:
-            value = tl.load(x + (at[:, None] + image[None, :])).to(tl.float32)
+            value = tl.load(x + at).to(tl.float32)
             apart = value - mean
-            mean += apart / (turn + 1)
+            mean += apart * share
             squares += apart * (value - mean)
         else:
             live = (first + tl.arange(0, ROWS) < rows)[:, None]
-            value = tl.load(x + (at[:, None] + image[None, :]), mask=live, other=0.0)
-            value = value.to(tl.float32)
+            value = tl.load(x + at, mask=live, other=0.0).to(tl.float32)
             apart = tl.where(live, value - mean, 0.0)
-            mean += apart / (turn + 1)
+            mean += apart * share
             squares += tl.where(live, apart * (value - mean), 0.0)
     left = tl.maximum(rows - part * PART - tl.arange(0, ROWS), 0)
     turns = tl.minimum((left + ROWS - 1) // ROWS, PART // ROWS).to(tl.float32)
@@ -531,12 +532,16 @@ def _normalise(
     group = tl.program_id(1)
     channel, pixel = _row(block * ROWS, ROWS, PIXELS)
     channel += group * CHANNELS
-    at = place(channel, pixel, plane8, row8, images8, WIDTH)
+    at = place(channel, pixel, plane8, row8, images8, WIDTH)[:, None] + image[None, :]
     live = (block * ROWS + tl.arange(0, ROWS) < rows)[:, None]
-    if rows % ROWS == 0:
-        value = tl.load(x + (at[:, None] + image[None, :])).to(tl.float32)
-    else:
-        value = tl.load(x + (at[:, None] + image[None, :]), mask=live, other=0.0).to(tl.float32)
+    even: tl.constexpr = rows % ROWS == 0
+    value = tl.load(x + at) if even else tl.load(x + at, mask=live, other=0.0)
+    value = value.to(tl.float32)
+    if residual is not None:
+        # Before anything that waits.
+        at = place(channel, pixel, residual_plane8, residual_row8, images8, WIDTH)
+        at = at[:, None] + image[None, :]
+        more = tl.load(residual + at) if even else tl.load(residual + at, mask=live, other=0.0)
     if step is not None:
         table += tl.load(step) * table_row
     if moments is not None:
@@ -547,7 +552,7 @@ def _normalise(
     else:
         mean = tl.sum(value, axis=0) / rows
         apart = value - mean[None, :]
-        if rows % ROWS == 0:
+        if even:
             squares = tl.sum(apart * apart, axis=0)
         else:
             squares = tl.sum(tl.where(live, apart * apart, 0.0), axis=0)
@@ -563,15 +568,10 @@ def _normalise(
     if SILU:
         value = value / (1.0 + tl.exp(-value))
     if residual is not None:
-        at = place(channel, pixel, residual_plane8, residual_row8, images8, WIDTH)
-        if rows % ROWS == 0:
-            value += tl.load(residual + (at[:, None] + image[None, :])).to(tl.float32)
-        else:
-            more = tl.load(residual + (at[:, None] + image[None, :]), mask=live, other=0.0)
-            value += more.to(tl.float32)
-    at = place(channel, pixel, out_plane8, out_row8, images8, WIDTH)
+        value += more.to(tl.float32)
+    at = place(channel, pixel, out_plane8, out_row8, images8, WIDTH)[:, None] + image[None, :]
     value = value.to(out.dtype.element_ty)
-    if rows % ROWS == 0:
-        tl.store(out + (at[:, None] + image[None, :]), value)
+    if even:
+        tl.store(out + at, value)
     else:
-        tl.store(out + (at[:, None] + image[None, :]), value, mask=live)
+        tl.store(out + at, value, mask=live)
