@@ -38,6 +38,12 @@ def cuda_device(index: int = 0) -> torch.device:
     return torch.device("cuda", index)
 
 
+def gpu_name() -> str:
+    """The device's name. `EngineError` where there is none."""
+    device = cuda_device()
+    return "interpreter" if INTERPRETED else torch.cuda.get_device_name(device)
+
+
 class CudaEngine(Engine):
     """Runs a Program with the Triton kernels, one CUDA graph a step.
 
@@ -70,6 +76,7 @@ class CudaEngine(Engine):
         self.dtype = dtype
         self.keep_all = keep_all
         self.kernel = kernel
+        self.gpu = gpu_name()
         self.tuned = Tuned.load(self.gpu, triton.__version__) if tuned is None else tuned
         self.plan = self._plan()
         self._launches = Launches(self.plan, self.device, self._tiles())
@@ -79,11 +86,6 @@ class CudaEngine(Engine):
         self._table = np.zeros((0, self._launches.films.width), np.float32)
         self._tracer: CudaEngine | None = self if keep_all else None
         self._timesteps: NDArray[np.float64] | None = None
-
-    @property
-    def gpu(self) -> str:
-        """The device's name."""
-        return "interpreter" if INTERPRETED else torch.cuda.get_device_name(self.device)
 
     @property
     def description(self) -> str:
