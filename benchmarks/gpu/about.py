@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "peers": (*_PROGRAM, "sparse_ddpm/bench/torch_peer.py", "benchmarks/gpu/peers.py"),
     "limits": ("benchmarks/gpu/devices.py", "benchmarks/gpu/ceilings.py"),
 }
-"""Files and folders whose Python decides a result: a changed kernel leaves the peers' times valid."""
+"""Files and folders whose Python decides a result: a changed kernel leaves peers' times valid."""
 
 
 def fingerprint(kind: str, root: Path = ROOT) -> str:
@@ -79,7 +79,7 @@ def about(dry: bool, command: Sequence[str] = sys.argv) -> dict[str, Any]:
         "device": device(dry),
         "versions": {**known, "cuda": torch.version.cuda, "cudnn": _cudnn()},
         **commit(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(command),
         "machine": machine(),
         "kernel": platform.release(),

@@ -1,4 +1,4 @@
-"""What the GPU can do at most: bandwidth of its memory and its L2 cache, arithmetic, graph nodes."""
+"""What the GPU can do at most: bandwidth of memory and L2 cache, arithmetic, graph nodes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ DRY = Sizes(
 
 
 @triton.jit
-def _read(x, out, blocks, turns, BLOCK: tl.constexpr):
+def _read(x, out, blocks, turns, BLOCK: tl.constexpr):  # noqa: N803
     """``turns`` blocks of x a program, past L1."""
     at = tl.program_id(0) % blocks
     total = tl.zeros([BLOCK], dtype=tl.float32)
@@ -55,7 +55,7 @@ def _read(x, out, blocks, turns, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _multiply_add(x, out, turns, BLOCK: tl.constexpr):
+def _multiply_add(x, out, turns, BLOCK: tl.constexpr):  # noqa: N803
     """``turns`` dependent multiply-adds in every lane."""
     lane = tl.arange(0, BLOCK)
     value = tl.load(x + lane)

@@ -5,6 +5,7 @@ Results are poisoned with NaN beforehand, and halos have to be zero afterwards.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 from collections.abc import Callable, Mapping
@@ -19,7 +20,13 @@ from gpu.results import Results, Row
 from gpu.values import TOLERANCES
 
 Case = Callable[[torch.device, torch.dtype], "Outcome"]
-MODULES = ("gpu.cases_conv", "gpu.cases_norm", "gpu.cases_attention", "gpu.cases_data")
+MODULES = (
+    "gpu.cases_conv",
+    "gpu.cases_norm",
+    "gpu.cases_attention",
+    "gpu.cases_data",
+    "gpu.cases_engine",
+)
 """Each has ``cases(dry) -> Mapping[str, Case]``, named ``kernel: what``."""
 
 
@@ -35,12 +42,19 @@ class Outcome:
 
 
 def cases(dry: bool) -> Mapping[str, tuple[str, Case]]:
-    """All cases by name, with the module that each is of."""
-    return {
-        name: (module, case)
-        for module in MODULES
-        for name, case in importlib.import_module(module).cases(dry).items()
-    }
+    """All cases by name, with the module that each is of. One that cannot be imported is a case."""
+    found: dict[str, tuple[str, Case]] = {}
+    for module in MODULES:
+        try:
+            made = importlib.import_module(module).cases(dry)
+        except Exception as problem:
+            made = {f"{module}: import": functools.partial(_broken, problem)}
+        found |= {name: (module, case) for name, case in made.items()}
+    return found
+
+
+def _broken(problem: Exception, device: torch.device, dtype: torch.dtype) -> Outcome:
+    raise problem
 
 
 def run(results: Results, device: Device, source: str, budget: Budget, *, dry: bool) -> None:

@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gpu.devices import Device, Recording
 from sparse_ddpm.bench.source import folded_table
 from sparse_ddpm.bench.torch_peer import Network
 from sparse_ddpm.program import Program
-
-from gpu.devices import Device, Recording
 
 MODES = ("eager", "compile", "compile max-autotune")
 
@@ -73,9 +72,7 @@ class Peer:
         return found
 
 
-def compiled(
-    module: torch.nn.Module, mode: str, device: Device
-) -> Callable[..., torch.Tensor]:
+def compiled(module: torch.nn.Module, mode: str, device: Device) -> Callable[..., torch.Tensor]:
     """``module`` in ``mode``. A dry run traces it too, but compiles nothing."""
     if mode == "eager":
         return module

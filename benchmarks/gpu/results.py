@@ -9,10 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gpu.budget import Budget
 from sparse_ddpm.errors import ConfigError, expected
 from sparse_ddpm.files import write_atomically
-
-from gpu.budget import Budget
 
 Row = dict[str, Any]
 RUNNING = ".running.json"
@@ -28,32 +27,21 @@ class Results:
 
     A row is kept while the sources it depends on are the same (`about.fingerprint`) and the file's
     device and versions are those of ``about``. Raises `ConfigError` where the file is of another
-    device: nothing is overwritten unless ``fresh``.
+    device: nothing of another one is overwritten.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        section: str,
-        about: dict[str, Any],
-        budget: Budget,
-        *,
-        fresh: bool = False,
-        retry: bool = False,
-    ) -> None:
+    def __init__(self, folder: Path, section: str, about: dict[str, Any], budget: Budget) -> None:
         self.folder, self.section, self.about, self.budget = folder, section, about, budget
         self.path = folder / f"{section}.json"
         self.rows: dict[str, Row] = {}
         found = read(self.path)
-        if found is not None and not fresh:
+        if found is not None:
             device, here = found["about"]["device"]["name"], about["device"]["name"]
             if device != here:
                 wanted = f"results of {here!r} (another --out, or --fresh)"
                 raise ConfigError(expected(str(self.path), wanted, repr(device)))
             if found["about"]["versions"] == about["versions"]:
                 self.rows = {row["key"]: row for row in found["rows"]}
-        if retry:
-            self.rows = {key: row for key, row in self.rows.items() if "failed" not in row}
 
     def kept(self, key: str, source: str) -> Row | None:
         """The row, if it was measured with the same ``source``."""
@@ -68,15 +56,16 @@ class Results:
         *,
         seconds: float = 5.0,
         limit: float = 60.0,
+        again: bool = False,
     ) -> Row:
-        """The kept row, or a new one from ``make``.
+        """The kept row, or a new one from ``make``; with ``again`` only a failure is kept.
 
         ``seconds``: what has to be left of the budget, else `OutOfTime`. ``limit``: after so many
         the parent ends this process. What ``make`` raises becomes the row's ``failed``, and
         `DeviceLost` follows where the GPU no longer answers.
         """
         row = self.kept(key, source)
-        if row is not None:
+        if row is not None and not (again and "failed" not in row):
             return row
         self.budget.require(seconds)
         begun = {"key": key, "source": source, "commit": self.about["commit"]}
@@ -109,6 +98,15 @@ class Results:
                 "rows": list(self.rows.values()),
             },
         )
+
+
+def forget(path: Path, *, failed_only: bool) -> None:
+    """Remove a section's file, or only the rows of what failed."""
+    found = read(path)
+    if found is None or not failed_only:
+        path.unlink(missing_ok=True)
+        return
+    _write(path, {**found, "rows": [row for row in found["rows"] if "failed" not in row]})
 
 
 def read(path: Path) -> dict[str, Any] | None:

@@ -17,8 +17,8 @@ from pathlib import Path
 from gpu.budget import Budget
 from gpu.results import RUNNING, bury, read
 
-DONE, OUT_OF_TIME, LOST = 0, 3, 4
-"""What the child ends with."""
+DONE, GAVE_UP, OUT_OF_TIME, LOST = 0, 1, 3, 4
+"""What the child ends with. `GAVE_UP`: a section could not go on, the others did."""
 GRACE = 15.0
 """Seconds past the budget that the last measurement may take to end by itself."""
 CHILDREN = 12
@@ -31,7 +31,7 @@ def supervise(
     say: Callable[[str], None],
     poll: float = 0.1,
 ) -> int:
-    """Run ``command`` until it ends with `DONE` or `OUT_OF_TIME`; returns that.
+    """Run ``command`` until it ends with `DONE`, `GAVE_UP` or `OUT_OF_TIME`; returns that.
 
     One that ends otherwise has its measurement marked as failed and is started again, while the
     budget and `CHILDREN` last; then what it ended with is returned. It is ended for the limit of
@@ -49,7 +49,7 @@ def supervise(
         finally:
             _end(child)
         status = child.returncode
-        if reason is None and status in (DONE, OUT_OF_TIME):
+        if reason is None and status in (DONE, GAVE_UP, OUT_OF_TIME):
             return status
         if reason == "":
             (folder / RUNNING).unlink(missing_ok=True)

@@ -1,0 +1,51 @@
+"""The whole step of our engine."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gpu.devices import Device, Recording
+from sparse_ddpm.engine.cuda import CudaEngine
+from sparse_ddpm.program import Program
+
+
+@dataclass(slots=True)
+class _Steps:
+    engine: CudaEngine
+    calls: int = 1
+
+    def replay(self) -> None:
+        self.engine.replay()
+
+
+class OurStep:
+    """A `CudaEngine` with one timestep. Compiled, captured and run once when it is made."""
+
+    def __init__(
+        self, program: Program, device: Device, batch: int, dtype: torch.dtype, timestep: float
+    ) -> None:
+        before, _ = device.memory(reset=True)
+        begun = time.perf_counter()
+        self.engine = CudaEngine(program, batch, str(dtype).removeprefix("torch."))
+        self.engine.set_schedule(np.array([timestep]))
+        self.output(np.zeros((batch, *program.input_shape), dtype=np.float32))
+        seconds = time.perf_counter() - begun
+        now, most = device.memory()
+        self.recording: Recording = _Steps(self.engine)
+        self.bytes = {
+            "memory_mib": (now - before) / 2**20,
+            "peak_mib": (most - before) / 2**20,
+            "build_s": round(seconds, 2),
+        }
+        self.kernels = {
+            step.operation.out: step.kernel for step in self.engine.plan.steps if step.conv
+        }
+
+    def output(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """One step: float32 ``[batch, C, H, W]`` to the same."""
+        return self.engine.run(x, 0)

@@ -1,0 +1,183 @@
+"""The whole step: our engine beside torch, on the same masked weights, in turns.
+
+``step`` holds our engine and torch eager in a CUDA graph; ``compiled`` torch.compile, which takes
+minutes to build and whose times stay valid while our kernels change. Eager is timed in both, so
+that a drift of the GPU between the two shows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from gpu.devices import Device, Gpu, Recording
+from gpu.prebuild import Task, prebuild, workers
+from gpu.peers import Peer
+from gpu.profile import kernels
+from gpu.results import Results, Row
+from gpu.tickets import (
+    TIMESTEP,
+    Images,
+    Settings,
+    StepTicket,
+    images,
+    program_of,
+    step_error,
+)
+
+SAMPLES, BURST = 25, 1e-2
+TOLERANCES = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 5e-2}
+"""Of a whole step: relative RMS error against float64, to be timed at all."""
+AUTOTUNE = "compile max-autotune"
+
+
+class Step(Protocol):
+    """An engine with one step ready to be replayed."""
+
+    recording: Recording
+    bytes: Mapping[str, float]
+
+    def output(self, x: Images) -> Images: ...
+
+
+def key(ticket: StepTicket, batch: int) -> str:
+    return f"{ticket.name}, batch {batch}"
+
+
+def run(results: Results, device: Device, source: str, settings: Settings) -> None:
+    """Our engine and eager torch: a row for each ticket and batch."""
+    tasks: list[Task] = [
+        ("gpu.steps", "build", (ticket, batch, dtype))
+        for batch in settings.batches
+        for ticket in settings.tickets
+        for dtype in _dtypes(ticket, device)
+        if results.kept(key(ticket, batch), source) is None
+    ]
+    if device.measured:
+        prebuild(tasks, results.budget, processes=workers(), limit=120.0)
+    for batch in settings.batches:
+        eager: dict[str, Peer] = {}
+
+        def measure(ticket: StepTicket, batch: int = batch, eager: Any = eager) -> Row:
+            peer = _peer(eager, ticket, device, batch, "eager")
+            ours = _ours(ticket, device, batch)
+            return compare(ticket, batch, {**ours, "eager": peer}, device, again=next(iter(ours)))
+
+        for ticket in settings.tickets:
+            results.measure(
+                key(ticket, batch), source, lambda t=ticket: measure(t), seconds=15.0, limit=150.0
+            )
+
+
+def run_compiled(results: Results, device: Device, source: str, settings: Settings) -> None:
+    """torch.compile with max-autotune; in its default mode where that does not come to an end."""
+    for batch in settings.batches:
+        if all(results.kept(key(ticket, batch), source) for ticket in settings.tickets):
+            continue
+        peers: dict[str, Peer] = {}
+
+        def build(mode: str, batch: int = batch, peers: Any = peers) -> Row:
+            begun = time.perf_counter()
+            _peer(peers, settings.tickets[0], device, batch, mode)
+            seconds = time.perf_counter() - begun
+            return {"batch": batch, "build_s": seconds, "brief": f"built in {seconds:.0f} s"}
+
+        for mode in (AUTOTUNE, "compile"):
+            row = results.measure(
+                f"build {mode}, batch {batch}",
+                source,
+                lambda mode=mode: build(mode),
+                seconds=100.0 if device.measured else 1.0,
+                limit=300.0,
+                # What another process built is gone with it.
+                again=True,
+            )
+            if "failed" not in row:
+                break
+        else:
+            continue
+
+        def measure(
+            ticket: StepTicket, batch: int = batch, peers: Any = peers, mode: str = mode
+        ) -> Row:
+            found = {name: _peer(peers, ticket, device, batch, name) for name in (mode, "eager")}
+            return compare(ticket, batch, found, device, again=mode)
+
+        for ticket in settings.tickets:
+            results.measure(
+                key(ticket, batch), source, lambda t=ticket: measure(t), seconds=10.0, limit=90.0
+            )
+
+
+def compare(
+    ticket: StepTicket, batch: int, engines: Mapping[str, Step], device: Device, *, again: str
+) -> Row:
+    """Outputs against float64 first, then times in turns, then what ran inside.
+
+    The engine ``again`` takes part twice: how far its two medians lie apart is the noise.
+    """
+    x = images(program_of(ticket), batch)
+    found: dict[str, Row] = {}
+    for name, engine in engines.items():
+        dtype = name.removeprefix("ours ") if name.startswith("ours") else _short(device.dtypes[0])
+        wrong = step_error(ticket, engine.output(x))
+        found[name] = {"dtype": dtype, "error": wrong if np.isfinite(wrong) else None}
+        if not wrong <= TOLERANCES[dtype]:
+            most = TOLERANCES[dtype]
+            found[name]["failed"] = f"error: expected at most {most:g}, got {wrong:.1e}."
+    right = [name for name in engines if "failed" not in found[name]]
+    order = [*right, *[name for name in right if name == again]]
+    times = device.play([engines[name].recording for name in order], samples=SAMPLES, burst=BURST)
+    row: Row = {"ticket": ticket.name, "batch": batch, "engines": found}
+    for name, timing in zip(order, times, strict=True):
+        if "us" in found[name]:
+            row["noise"] = abs(timing.median / (found[name]["us"] * 1e-6) - 1.0)
+            continue
+        found[name] |= {**timing.as_json(), **engines[name].bytes}
+        found[name]["kernels"] = kernels(engines[name].recording, device)
+    times_said = [f"{name} {found[name]['us'] / 1e3:.3f} ms" for name in right]
+    wrong_said = [f"{name} wrong" for name in engines if name not in right]
+    row["brief"] = ", ".join(times_said + wrong_said)
+    return row
+
+
+def _ours(ticket: StepTicket, device: Device, batch: int) -> dict[str, Step]:
+    """Our engine; with single weights also in float16, whose sums are packed."""
+    from gpu.ours import OurStep
+
+    return {
+        f"ours {_short(dtype)}": OurStep(program_of(ticket), device, batch, dtype, TIMESTEP)
+        for dtype in _dtypes(ticket, device)
+    }
+
+
+def _dtypes(ticket: StepTicket, device: Device) -> tuple[torch.dtype, ...]:
+    single = ticket.pattern == "element" and ticket.sparsity > 0
+    return device.dtypes if single else device.dtypes[:1]
+
+
+def build(ticket: StepTicket, batch: int, dtype: torch.dtype) -> None:
+    """Make our engine, run it and forget it: its kernels are then compiled."""
+    from gpu.ours import OurStep
+
+    OurStep(program_of(ticket), Gpu(), batch, dtype, TIMESTEP)
+
+
+def _peer(
+    peers: dict[str, Peer], ticket: StepTicket, device: Device, batch: int, mode: str
+) -> Peer:
+    """The peer of ``mode``, made once and loaded with ``ticket``."""
+    program = program_of(ticket)
+    if mode in peers:
+        peers[mode].load(program)
+    else:
+        peers[mode] = Peer(program, device, batch, mode, TIMESTEP)
+    return peers[mode]
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
