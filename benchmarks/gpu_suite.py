@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 # ruff: noqa: E402 - the imports below need these folders
 
 from gpu.budget import Budget, OutOfTime
-from gpu.report import SECTIONS, write_summary
+from gpu.report import FILES, SECTIONS, write_summary
 from gpu.results import DeviceLost, forget
 from gpu.supervise import DONE, GAVE_UP, LOST, OUT_OF_TIME, supervise
 
@@ -77,7 +77,8 @@ def watch(options: argparse.Namespace, given: list[str]) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     if options.fresh or options.retry:
         for section in options.section:
-            forget(options.out / f"{section}.json", failed_only=not options.fresh)
+            if section in FILES:
+                forget(options.out / f"{section}.json", failed_only=not options.fresh)
     budget = Budget.minutes(options.minutes)
     command = [sys.executable, str(Path(__file__)), *given, "--worker", repr(budget.end)]
     status = 1
@@ -97,8 +98,6 @@ def work(options: argparse.Namespace) -> int:
     end_with_parent()
     if options.dry_run:
         os.environ["TRITON_INTERPRET"] = "1"
-    # The engine's tables of measured kernels belong to the results.
-    os.environ["SPARSE_DDPM_TUNED"] = str(options.out)
     from gpu.sections import Suite
 
     suite = Suite(options.out, Budget(options.worker), dry=options.dry_run)

@@ -15,8 +15,7 @@ from sparse_ddpm_kernels.triton.element_pack import pack_slices
 from sparse_ddpm_kernels.triton.element_tiles import choose_element_tiles
 from sparse_ddpm_kernels.triton.layout import Layout, padded_images
 from sparse_ddpm_kernels.triton.norm import group_norm_reference, moments_reference
-from sparse_ddpm_kernels.triton.panel_conv import panel_conv
-from sparse_ddpm_kernels.triton.panel_epilogue import EpilogueNorm
+from sparse_ddpm_kernels.triton.panel_conv import EpilogueNorm, panel_conv
 from sparse_ddpm_kernels.triton.panel_pack import pack_panels
 from sparse_ddpm_kernels.triton.panel_tiles import (
     PanelTiles,

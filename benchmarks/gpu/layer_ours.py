@@ -89,6 +89,12 @@ class Kernel(ABC):
     def weight_bytes(self) -> int:
         """That one call reads."""
 
+    @property
+    def streamed_bytes(self) -> int | None:
+        """Activations that programs load, each as often as an entry asks for it."""
+        positions = self.buffers.problem.side**2 * self.buffers.images
+        return self.entries * positions * self.buffers.dtype.itemsize
+
 
 class PanelKernel(Kernel):
     """Panels of ``group`` channels on tensor cores."""
@@ -203,6 +209,10 @@ class DenseKernel(Kernel):
     @property
     def weight_bytes(self) -> int:
         return self._weight.numel() * self.buffers.dtype.itemsize
+
+    @property
+    def streamed_bytes(self) -> None:
+        return None
 
     def call(self, tiles: NoTiles, index: int) -> Call:
         x, out = self.buffers.get(index)

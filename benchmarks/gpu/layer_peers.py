@@ -69,6 +69,7 @@ METAS = (
     (128, 4, 8),
     (64, 4, 2),
     (32, 4, 2),
+    (16, 4, 2),
 )
 """Columns of a tile, stages, warps: torch's own table knows the A100 alone."""
 

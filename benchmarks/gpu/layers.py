@@ -124,7 +124,7 @@ def measure(problem: Problem, device: Device) -> Row:
                     "tuning": tuning,
                     "entries": kernel.entries,
                     "executed_flops": 2 * kernel.entries * kernel.group * _positions(buffers),
-                    "streamed_bytes": kernel.entries * _positions(buffers) * dtype.itemsize,
+                    "streamed_bytes": kernel.streamed_bytes,
                     "bytes": buffers.bytes + kernel.weight_bytes,
                 },
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from gpu.devices import Device, Recording
 from sparse_ddpm.engine.cuda import CudaEngine
+from sparse_ddpm.engine.cuda.tuned import Tuned
 from sparse_ddpm.program import Program
 
 
@@ -24,14 +26,25 @@ class _Steps:
 
 
 class OurStep:
-    """A `CudaEngine` with one timestep. Compiled, captured and run once when it is made."""
+    """A `CudaEngine` with one timestep. Compiled, captured and run once when it is made.
+
+    ``tuned``: measured kernels; default those that come with the package or lie in the user's
+    cache. ``details``: what the plan chose.
+    """
 
     def __init__(
-        self, program: Program, device: Device, batch: int, dtype: torch.dtype, timestep: float
+        self,
+        program: Program,
+        device: Device,
+        batch: int,
+        dtype: torch.dtype,
+        timestep: float,
+        tuned: Tuned | None = None,
     ) -> None:
         before, _ = device.memory(reset=True)
         begun = time.perf_counter()
-        self.engine = CudaEngine(program, batch, str(dtype).removeprefix("torch."))
+        name = str(dtype).removeprefix("torch.")
+        self.engine = CudaEngine(program, batch, name, tuned=tuned)
         self.engine.set_schedule(np.array([timestep]))
         self.output(np.zeros((batch, *program.input_shape), dtype=np.float32))
         seconds = time.perf_counter() - begun
@@ -42,8 +55,10 @@ class OurStep:
             "peak_mib": (most - before) / 2**20,
             "build_s": round(seconds, 2),
         }
-        self.kernels = {
-            step.operation.out: step.kernel for step in self.engine.plan.steps if step.conv
+        convs = [step for step in self.engine.plan.steps if step.conv is not None]
+        self.details = {
+            "plan": dict(Counter(step.kernel for step in convs)),
+            "measured_layers": sum(step.conv.measured for step in convs if step.conv),
         }
 
     def output(self, x: NDArray[np.float32]) -> NDArray[np.float32]:

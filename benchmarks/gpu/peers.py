@@ -8,6 +8,7 @@ compiled and captured for a batch; tickets of the same architecture are loaded i
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ class Peer:
         dtype = device.dtypes[0]
         before, _ = device.memory(reset=True)
         self.timestep, self.device = timestep, device
+        self.details: dict[str, Any] = {}
         self.network = Network(program).eval().to(device.torch_device, dtype)
         shape = (batch, *program.input_shape)
         self.x = torch.zeros(shape, dtype=dtype, device=device.torch_device)

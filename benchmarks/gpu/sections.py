@@ -13,6 +13,9 @@ from gpu.peers import settle
 from gpu.results import Results
 from sparse_ddpm.errors import EngineError, expected
 
+FILES = {"tuned": "step"}
+"""Sections that share the file of another."""
+
 
 class Suite:
     """Runs sections by name. Raises `EngineError` where there is no GPU and no dry run."""
@@ -21,14 +24,15 @@ class Suite:
         self.folder, self.budget, self.dry = folder, budget, dry
         if not self.dry and not torch.cuda.is_available():
             wanted = "a GPU and a torch built for it (or --dry-run)"
-            raise EngineError(expected("gpu_suite", wanted, f"torch {torch.__version__}"))
+            raise EngineError(expected("device", wanted, f"torch {torch.__version__}"))
         self.device: Device = Interpreter() if self.dry else Gpu()
         settle(self.device)
         self.about = about(self.dry)
+        self.gpu = "interpreter" if dry else self.about["device"]["name"]
 
     def run(self, section: str) -> None:
         """Measure what is missing of ``section``."""
-        results = Results(self.folder, section, self.about, self.budget)
+        results = Results(self.folder, FILES.get(section, section), self.about, self.budget)
         match section:
             case "correctness":
                 from gpu import correctness
@@ -50,13 +54,19 @@ class Suite:
                 from gpu.tickets import settings
 
                 steps.run_compiled(results, self.device, fingerprint("peers"), settings(self.dry))
+            case "tuned":
+                from gpu import steps
+                from gpu.tables import Table
+                from gpu.tickets import settings
+
+                source, table = fingerprint("ours"), Table(self.folder, self.gpu)
+                steps.run_tuned(results, self.device, source, settings(self.dry), table)
             case "layers":
                 from gpu import layers
                 from gpu.problems import DRY, Grid
                 from gpu.tables import Table
 
-                gpu = "interpreter" if self.dry else self.about["device"]["name"]
-                table = Table(self.folder, gpu)
+                table = Table(self.folder, self.gpu)
                 grid = DRY if self.dry else Grid()
                 source = fingerprint("ours")
                 layers.run(results, self.device, source, self.budget, grid, table)

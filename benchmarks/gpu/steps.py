@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 from gpu.devices import Device, Gpu, Recording
-from gpu.prebuild import Task, prebuild, workers
 from gpu.peers import Peer
+from gpu.prebuild import Task, prebuild, workers
 from gpu.profile import kernels
 from gpu.results import Results, Row
+from gpu.tables import Table
 from gpu.tickets import (
     TIMESTEP,
     Images,
@@ -40,6 +41,7 @@ class Step(Protocol):
 
     recording: Recording
     bytes: Mapping[str, float]
+    details: Mapping[str, Any]
 
     def output(self, x: Images) -> Images: ...
 
@@ -70,6 +72,39 @@ def run(results: Results, device: Device, source: str, settings: Settings) -> No
         for ticket in settings.tickets:
             results.measure(
                 key(ticket, batch), source, lambda t=ticket: measure(t), seconds=15.0, limit=150.0
+            )
+
+
+def run_tuned(
+    results: Results, device: Device, source: str, settings: Settings, table: Table
+) -> None:
+    """Our engine once more, the kernels of its convolutions measured first.
+
+    What is measured goes to ``table``; where the time is short, the rest is left to estimates, and
+    the next run goes on.
+    """
+    from gpu.tuning import tune_step
+
+    for batch in settings.batches:
+        eager: dict[str, Peer] = {}
+
+        def measure(ticket: StepTicket, batch: int = batch, eager: Any = eager) -> Row:
+            found = {
+                f"ours tuned {_short(dtype)}": tune_step(
+                    ticket, device, batch, dtype, table, results.budget
+                )
+                for dtype in _dtypes(ticket, device)
+            }
+            peer = _peer(eager, ticket, device, batch, "eager")
+            return compare(ticket, batch, {**found, "eager": peer}, device, again=next(iter(found)))
+
+        for ticket in settings.tickets:
+            results.measure(
+                f"{key(ticket, batch)}, tuned",
+                source,
+                lambda t=ticket: measure(t),
+                seconds=60.0 if device.measured else 1.0,
+                limit=400.0,
             )
 
 
@@ -123,7 +158,7 @@ def compare(
     x = images(program_of(ticket), batch)
     found: dict[str, Row] = {}
     for name, engine in engines.items():
-        dtype = name.removeprefix("ours ") if name.startswith("ours") else _short(device.dtypes[0])
+        dtype = name.split()[-1] if name.startswith("ours") else _short(device.dtypes[0])
         wrong = step_error(ticket, engine.output(x))
         found[name] = {"dtype": dtype, "error": wrong if np.isfinite(wrong) else None}
         if not wrong <= TOLERANCES[dtype]:
@@ -137,7 +172,7 @@ def compare(
         if "us" in found[name]:
             row["noise"] = abs(timing.median / (found[name]["us"] * 1e-6) - 1.0)
             continue
-        found[name] |= {**timing.as_json(), **engines[name].bytes}
+        found[name] |= {**timing.as_json(), **engines[name].bytes, **engines[name].details}
         found[name]["kernels"] = kernels(engines[name].recording, device)
     times_said = [f"{name} {found[name]['us'] / 1e3:.3f} ms" for name in right]
     wrong_said = [f"{name} wrong" for name in engines if name not in right]

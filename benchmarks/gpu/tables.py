@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,8 @@ from sparse_ddpm_kernels.triton.layout import padded_images
 
 from gpu.problems import DENSE, Problem
 from sparse_ddpm.engine.cuda.tuned import Measured, Tuned, layer_key
+
+VARIABLE = "SPARSE_DDPM_TUNED"
 
 
 class Table:
@@ -20,7 +25,8 @@ class Table:
 
     def __init__(self, folder: Path, gpu: str) -> None:
         self.folder = folder
-        self.tuned = Tuned.load(gpu, triton.__version__)
+        with _tables_in(folder):
+            self.tuned = Tuned.load(gpu, triton.__version__)
         self._dense: dict[tuple[str, int], dict[str, Any]] = {}
 
     def add(self, problem: Problem, row: dict[str, Any]) -> None:
@@ -51,8 +57,25 @@ class Table:
                 }
                 found = {**dense, **found}
                 times = {kind: engine["warm"]["us"] for kind, engine in found.items()}
-                tiles = {kind: engine["tiles"] for kind, engine in found.items()}
+                tiles = {kind: e["tiles"] for kind, e in found.items() if e["tiles"]}
                 self.tuned.layers[key] = Measured(times, tiles)
                 changed = True
         if changed:
-            self.tuned.save(self.folder)
+            self.save()
+
+    def save(self) -> None:
+        self.tuned.save(self.folder)
+
+
+@contextlib.contextmanager
+def _tables_in(folder: Path) -> Iterator[None]:
+    """The user's tables lie in ``folder`` meanwhile."""
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = before
