@@ -33,23 +33,67 @@ def _pair(at, ROWS: tl.constexpr, SHORT: tl.constexpr):
 
 
 @triton.jit
-def _term(total, pixels, word, unit, HALF: tl.constexpr, SHORT: tl.constexpr):
-    """``total`` plus one entry of each row: pixels [1, 1, block], word [SPLIT, ROWS]."""
+def _value(pixels, word, unit, HALF: tl.constexpr, SHORT: tl.constexpr):
+    """What one entry of each row reads: pixels [1, 1, block], word [SPLIT, ROWS].
+
+    bfloat16 is read in pairs as int32 and taken apart here, which costs a third less than casts.
+    """
     if SHORT:
-        entry = (word >> (32 * HALF)).to(tl.int32)
-        offset = entry & 0xFFFF
-        weight = (entry >> 16).to(tl.int16).to(pixels.dtype.element_ty, bitcast=True)
+        offset = (word >> (32 * HALF)).to(tl.int32) & 0xFFFF
     else:
         offset = word.to(tl.int32)
+    if pixels.dtype.element_ty == tl.int32:
+        pair = tl.load(pixels + (offset * unit * 4)[:, :, None])
+        low = (pair << 16).to(tl.float32, bitcast=True)
+        high = (pair & -65536).to(tl.float32, bitcast=True)
+        value = tl.join(low, high)
+        value = tl.reshape(value, [value.shape[0], value.shape[1], 2 * value.shape[2]])
+    else:
+        value = tl.load(pixels + (offset * unit * 8)[:, :, None])
+    return value
+
+
+@triton.jit
+def _add(total, value, word, HALF: tl.constexpr, SHORT: tl.constexpr):
+    """``total`` plus one entry of each row, its value times its weight."""
+    if not SHORT:
         weight = (word >> 32).to(tl.int32).to(tl.float32, bitcast=True)
-    value = tl.load(pixels + (offset * unit * 8)[:, :, None])
+    elif value.dtype == tl.float32:
+        weight = ((word >> (32 * HALF)).to(tl.int32) & -65536).to(tl.float32, bitcast=True)
+    else:
+        weight = (word >> (32 * HALF + 16)).to(tl.int16).to(value.dtype, bitcast=True)
     return tl.fma(value.to(total.dtype), weight.to(total.dtype)[:, :, None], total)
 
 
 @triton.jit
-def _two_terms(total, pixels, first, second, unit, SHORT: tl.constexpr):
-    total = _term(total, pixels, first, unit, 0, SHORT)
-    return _term(total, pixels, second, unit, 1, SHORT)
+def _place(
+    line,
+    column,
+    image8,
+    height,
+    width,
+    row8,
+    pixel8,
+    LINES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    NB: tl.constexpr,
+    EVEN: tl.constexpr,
+    EACH: tl.constexpr = 8,
+):
+    """From pixel (0, 0) of a channel to those of a tile, and which of them lie in the image.
+
+    In units of which a vector of 16 bytes holds EACH. Pixels past an edge are moved back to it.
+    """
+    run: tl.constexpr = NB * EACH // 8
+    m = tl.arange(0, LINES * COLUMNS * run)
+    line += m // (COLUMNS * run)
+    column += m // run % COLUMNS
+    inside = (line < height) & (column < width)
+    if not EVEN:
+        line = tl.minimum(line, height - 1)
+        column = tl.minimum(column, width - 1)
+    at = (line * row8 + column * pixel8 + image8) * EACH + m % run
+    return tl.max_contiguous(tl.multiple_of(at, EACH), EACH), inside
 
 
 @triton.jit
@@ -86,24 +130,26 @@ def _element_conv(
     block: tl.constexpr = LINES * COLUMNS * NB
     words_apart: tl.constexpr = ROWS if SHORT else 2 * ROWS
     group: tl.constexpr = SPLIT * words_apart
+    each: tl.constexpr = 4 if x.dtype.element_ty == tl.int32 else 8
     blocks = images8 // (NB // 8)
     tile = tl.program_id(0) // blocks
-    m = tl.arange(0, block)
-    line = tile // across * LINES + m // (COLUMNS * NB)
-    column = tile % across * COLUMNS + m // NB % COLUMNS
-    inside = (line < height) & (column < width)
-    if not EVEN:
-        line = tl.minimum(line, height - 1)
-        column = tl.minimum(column, width - 1)
+    line = tile // across * LINES
+    column = tile % across * COLUMNS
     image8 = tl.program_id(0) % blocks * (NB // 8)
-    image = m % NB
-    at = (line * STRIDE * x_row8 + column * (STRIDE * images8) + image8 + first8) * 8 + image
-    pixels = x + tl.max_contiguous(tl.multiple_of(at, 8), 8)[None, None, :]
-    at = (line * out_row8 + column * images8 + image8) * 8 + image
-    target = out + tl.max_contiguous(tl.multiple_of(at, 8), 8)[None, :]
+    at, inside = _place(
+        line, column, image8 + first8, height, width, STRIDE * x_row8, STRIDE * images8,
+        LINES, COLUMNS, NB, EVEN, each,
+    )  # fmt: skip
+    pixels = x + at[None, None, :]
+    at, inside = _place(
+        line, column, image8, height, width, out_row8, images8, LINES, COLUMNS, NB, EVEN
+    )
+    target = out + at[None, :]
     if residual is not None:
-        at = (line * residual_row8 + column * images8 + image8) * 8 + image
-        source = residual + tl.max_contiguous(tl.multiple_of(at, 8), 8)[None, :]
+        at, inside = _place(
+            line, column, image8, height, width, residual_row8, images8, LINES, COLUMNS, NB, EVEN
+        )
+        source = residual + at[None, :]
 
     slot = tl.arange(0, ROWS)
     words += (tl.arange(0, SPLIT) * words_apart)[:, None] + slot[None, :]
@@ -135,6 +181,14 @@ def _element_conv(
         word = words + begin * group
         for _ in range(groups // 4):
             word += 4 * group
+            a0v = _value(pixels, a0, unit, 0, SHORT)
+            a1v = _value(pixels, a1, unit, 1, SHORT)
+            b0v = _value(pixels, b0, unit, 0, SHORT)
+            b1v = _value(pixels, b1, unit, 1, SHORT)
+            c0v = _value(pixels, c0, unit, 0, SHORT)
+            c1v = _value(pixels, c1, unit, 1, SHORT)
+            d0v = _value(pixels, d0, unit, 0, SHORT)
+            d1v = _value(pixels, d1, unit, 1, SHORT)
             e0, e1 = _pair(word, ROWS, SHORT)
             f0, f1 = _pair(word + group, ROWS, SHORT)
             g0, g1 = _pair(word + 2 * group, ROWS, SHORT)
@@ -142,10 +196,14 @@ def _element_conv(
             part = total
             if PACKED:
                 part = tl.zeros([SPLIT, ROWS, block], tl.float16)
-            part = _two_terms(part, pixels, a0, a1, unit, SHORT)
-            part = _two_terms(part, pixels, b0, b1, unit, SHORT)
-            part = _two_terms(part, pixels, c0, c1, unit, SHORT)
-            part = _two_terms(part, pixels, d0, d1, unit, SHORT)
+            part = _add(part, a0v, a0, 0, SHORT)
+            part = _add(part, a1v, a1, 1, SHORT)
+            part = _add(part, b0v, b0, 0, SHORT)
+            part = _add(part, b1v, b1, 1, SHORT)
+            part = _add(part, c0v, c0, 0, SHORT)
+            part = _add(part, c1v, c1, 1, SHORT)
+            part = _add(part, d0v, d0, 0, SHORT)
+            part = _add(part, d1v, d1, 1, SHORT)
             if PACKED:
                 total += part.to(tl.float32)
             else:
@@ -163,11 +221,20 @@ def _element_conv(
         if PACKED:
             part = tl.zeros([SPLIT, ROWS, block], tl.float16)
         if rest >= 2:
-            part = _two_terms(part, pixels, a0, a1, unit, SHORT)
-            part = _two_terms(part, pixels, b0, b1, unit, SHORT)
+            a0v = _value(pixels, a0, unit, 0, SHORT)
+            a1v = _value(pixels, a1, unit, 1, SHORT)
+            b0v = _value(pixels, b0, unit, 0, SHORT)
+            b1v = _value(pixels, b1, unit, 1, SHORT)
+            part = _add(part, a0v, a0, 0, SHORT)
+            part = _add(part, a1v, a1, 1, SHORT)
+            part = _add(part, b0v, b0, 0, SHORT)
+            part = _add(part, b1v, b1, 1, SHORT)
             a0, a1 = c0, c1
         if rest % 2 == 1:
-            part = _two_terms(part, pixels, a0, a1, unit, SHORT)
+            a0v = _value(pixels, a0, unit, 0, SHORT)
+            a1v = _value(pixels, a1, unit, 1, SHORT)
+            part = _add(part, a0v, a0, 0, SHORT)
+            part = _add(part, a1v, a1, 1, SHORT)
         if PACKED:
             total += part.to(tl.float32)
         else:
@@ -231,7 +298,7 @@ def element_conv(
     other = out if residual is None else residual
     grid = (down * across * (images // tiles.nb), min(tiles.parts, slices))
     _element_conv[grid](
-        x,
+        x.view(torch.int32) if x.dtype == torch.bfloat16 else x,
         weights.words,
         weights.start,
         weights.rows,
@@ -261,6 +328,7 @@ def element_conv(
         EVEN=height % tiles.lines == 0 and width % tiles.columns == 0,
         num_warps=tiles.warps,
         num_stages=1,
+        maxnreg=tiles.registers,
         enable_fp_fusion=True,
     )
 
@@ -273,15 +341,14 @@ def element_conv_reference(
     residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """What `element_conv` should make, ``[Cout, H, W, N]`` in float64, from the same arrays."""
-    groups, width = int(weights.start[-1]), weights.split * 2 * weights.slice_rows
+    split, slice_rows = weights.split, weights.slice_rows
     words = weights.words.cpu()
     if weights.short:
-        entries = words.view(torch.int32).reshape(-1, weights.split, weights.slice_rows, 2)
-        entries = entries[:groups].transpose(2, 3)
+        entries = words.view(torch.int32).reshape(-1, split, slice_rows, 2).transpose(2, 3)
         offset = (entries & 0xFFFF).long() * weights.x.images
         value = (entries >> 16).to(torch.int16).view(weights.dtype).double()
     else:
-        entries = words[: groups * width].reshape(groups, weights.split, 2, -1)
+        entries = words.reshape(-1, split, 2, slice_rows)
         offset = (entries & 0xFFFFFFFF) * IMAGES
         value = (entries >> 32).to(torch.int32).view(torch.float32).double()
     _, high, wide, images = x.shape
@@ -292,7 +359,7 @@ def element_conv_reference(
     result = torch.zeros(weights.channels, *shape, dtype=torch.float64, device=x.device)
     start = weights.start.tolist()
     for slot, row in enumerate(weights.rows.tolist()):
-        owner, inner = divmod(slot, weights.slice_rows)
+        owner, inner = divmod(slot, slice_rows)
         part = slice(start[owner], start[owner + 1])
         pairs = zip(
             offset[part, ..., inner].flatten().tolist(),

@@ -73,7 +73,7 @@ class PackedSlices:
 
     start: NDArray[np.int32]
     rows: NDArray[np.int32]
-    offset: NDArray[np.uint16] | NDArray[np.int32]
+    offset: NDArray[np.integer[Any]]
     value: NDArray[np.float32]
     x: Layout
     channels: int

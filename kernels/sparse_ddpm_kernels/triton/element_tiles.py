@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 from sparse_ddpm_kernels.triton.layout import IMAGES
 
 WARP = 32
 """Threads; each loads a vector of `IMAGES` numbers at a time."""
+
+MOST_WARPS = 16
+
+LIKELY = 1.5
+"""Times of the best estimate below which a shape is timed before others' second choices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,8 +24,9 @@ class ElementTiles:
     """A program makes ``lines`` x ``columns`` pixels of ``nb`` images of ``slice_rows`` channels.
 
     Then those of its next slice: ``parts`` programs share the slices of a layer. ``split``: parts
-    of a row that are summed up side by side. All but ``parts`` are powers of two. ``slice_rows``
-    and ``split`` are those of the packed weights.
+    of a row that are summed up side by side. ``slice_rows`` and ``split`` are those of the packed
+    weights. ``registers``: that a thread may have; with 80 or more its eight loads of a step are
+    under way together. Powers of two, but for ``parts`` and ``registers``.
     """
 
     lines: int
@@ -27,11 +36,11 @@ class ElementTiles:
     split: int = 1
     parts: int = 1
     warps: int = 8
+    registers: int = 128
 
     def __post_init__(self) -> None:
-        powers = (
-            self.lines, self.columns, self.nb, self.slice_rows, self.split, self.warps,
-        )  # fmt: skip
+        sides = self.lines, self.columns, self.nb
+        powers = *sides, self.slice_rows, self.split, self.warps
         if any(n < 1 or n & (n - 1) for n in powers) or self.nb < IMAGES or self.parts < 1:
             raise ValueError(
                 f"tiles: expected powers of two and at least {IMAGES} images, got {self}."
@@ -45,6 +54,79 @@ class ElementTiles:
     def pixel_tiles(self, height: int, width: int) -> tuple[int, int]:
         """Down and across."""
         return -(-height // self.lines), -(-width // self.columns)
+
+
+def choose_element_tiles(
+    cout: int,
+    height: int,
+    width: int,
+    images: int,
+    entries: int,
+    *,
+    cin: int | None = None,
+    size: int = 3,
+    multiprocessors: int = 132,
+) -> ElementTiles:
+    """The first of `candidate_element_tiles`."""
+    return candidate_element_tiles(
+        cout,
+        height,
+        width,
+        images,
+        entries,
+        cin=cin,
+        size=size,
+        multiprocessors=multiprocessors,
+        limit=1,
+    )[0]
+
+
+def candidate_element_tiles(
+    cout: int,
+    height: int,
+    width: int,
+    images: int,
+    entries: int,
+    *,
+    cin: int | None = None,
+    size: int = 3,
+    multiprocessors: int = 132,
+    limit: int | None = None,
+) -> tuple[ElementTiles, ...]:
+    """Tiles worth timing, the best by estimate first, then shapes that differ from it.
+
+    For ``entries`` weights of ``cout`` filters of ``cin`` channels (default: as many) and side
+    ``size``, an output of ``height`` x ``width``, and padded ``images``.
+    """
+    found: dict[ElementTiles, float] = {}
+    for tiles in _every(cout, height, width, images):
+        found[tiles] = estimate(
+            cout, cin or cout, size, height, width, images, entries, tiles, multiprocessors
+        )
+    ranked = sorted(found, key=lambda tiles: (found[tiles], tiles.split, -tiles.registers))
+    bound = LIKELY * found[ranked[0]]
+    seen: Counter[tuple[int, ...]] = Counter()
+    turns: dict[ElementTiles, tuple[bool, int]] = {}
+    for tiles in ranked:
+        shape = tiles.block, tiles.nb, tiles.slice_rows, tiles.split
+        turns[tiles] = found[tiles] > bound, seen[shape]
+        seen[shape] += 1
+    ranked.sort(key=turns.__getitem__)
+    return tuple(ranked[:limit])
+
+
+def _every(cout: int, height: int, width: int, images: int) -> Iterator[ElementTiles]:
+    most = math.gcd(images, 1 << 20)
+    rows = [rows for rows in (4, 8, 16) if rows <= cout] or [_power(cout)]
+    for block, nb, slice_rows in product((64, 128, 256, 512), (8, 16, 32, 64), rows):
+        if nb > most:
+            continue
+        lines, columns = _pixels(height, width, min(block // nb, _power(height * width)))
+        slices = -(-cout // slice_rows)
+        for split, parts, registers in product((1, 2, 4, 8, 16), _parts(slices), (80, 128)):
+            warps = max(slice_rows * lines * columns * nb * split // (IMAGES * WARP), 1)
+            if warps <= MOST_WARPS:
+                yield ElementTiles(lines, columns, nb, slice_rows, split, parts, warps, registers)
 
 
 def _power(n: int) -> int:
@@ -64,88 +146,67 @@ def _pixels(height: int, width: int, count: int) -> tuple[int, int]:
     return count // columns, columns
 
 
-def choose_element_tiles(
+def _parts(slices: int) -> tuple[int, ...]:
+    """1, 2, 4 and so on, and every slice by itself."""
+    return *(1 << n for n in range((slices - 1).bit_length())), slices
+
+
+L1_BYTES, L2_BYTES = 128.0, 28.0
+"""That a multiprocessor reads in a cycle."""
+
+L1_SIZE = 180 * 1024
+
+ISSUE = 14.0 / 4.0
+"""Cycles in which a multiprocessor's four schedulers issue one vector's term."""
+
+START, SLICE, STEP = 1500.0, 600.0, 450.0
+"""Cycles of latency of a program, of each of its slices, and of each step of eight terms."""
+
+
+def estimate(
     cout: int,
+    cin: int,
+    size: int,
     height: int,
     width: int,
     images: int,
     entries: int,
-    *,
+    tiles: ElementTiles,
     multiprocessors: int = 132,
-) -> ElementTiles:
-    """Tiles for an output of ``cout`` channels, ``height`` x ``width``, padded ``images``.
+) -> float:
+    """Cycles, of Hopper and not measured: only there to rank tiles before any is timed."""
+    slices = -(-cout // tiles.slice_rows)
+    each = -(-slices // tiles.parts)
+    down, across = tiles.pixel_tiles(height, width)
+    programs = down * across * (images // tiles.nb) * tiles.parts
+    # Rows end with pairs, and with the longest of their slice.
+    mean = entries / cout
+    terms = mean + tiles.split + math.sqrt(mean) * tiles.slice_rows / max(cout, 16)
+    vectors = tiles.slice_rows * tiles.block / IMAGES
 
-    ``entries``: weights of the layer. A program takes every slice of its pixels where programs are
-    many, so that its reads stay in L1; where they are few, rows are split among warps. Not
-    measured: the first of `candidate_element_tiles`, which are there to be timed.
-    """
-    most = math.gcd(images, 1 << 20)
-    nb = min(most, 32)
-    return _tiles(cout, height, width, images, entries, nb, 256, multiprocessors)
+    # Runs of 8 images fill half a sector of 32 bytes, unless the next pixel follows.
+    run = 2.0 * tiles.block * (2.0 if tiles.nb == IMAGES < images else 1.0)
+    pixels = tiles.lines * tiles.columns
+    around = (tiles.lines + size - 1) * (tiles.columns + size - 1) / pixels
+    density = entries / (cout * cin * size * size)
 
+    def traffic(rows: int) -> float:
+        """Bytes from L2 if what ``rows`` rows read stays in L1."""
+        columns = cin * size * size * (1.0 - (1.0 - density) ** rows)
+        channels = cin * (1.0 - (1.0 - density) ** (rows * size * size))
+        return run * min(columns, channels * around)
 
-def candidate_element_tiles(
-    cout: int,
-    height: int,
-    width: int,
-    images: int,
-    entries: int,
-    *,
-    multiprocessors: int = 132,
-    limit: int | None = None,
-) -> tuple[ElementTiles, ...]:
-    """Tiles worth timing, `choose_element_tiles`' first."""
-    first = choose_element_tiles(
-        cout, height, width, images, entries, multiprocessors=multiprocessors
+    threads = max(tiles.warps * WARP, 64)
+    fit = max(min(65536 // (threads * tiles.registers), 2048 // threads), 1)
+    share = -(-programs // multiprocessors)
+    whole = traffic(min(each * tiles.slice_rows, cout))
+    if whole * min(fit, share) > L1_SIZE:
+        whole = each * traffic(min(tiles.slice_rows, cout))
+    busy = max(
+        each * terms * vectors * (16.0 * 1.125 / L1_BYTES),
+        each * terms * vectors / WARP * ISSUE,
+        whole / L2_BYTES,
     )
-    found = {first: None}
-    slices = -(-cout // first.slice_rows)
-    most = math.gcd(images, 1 << 20)
-    for block in (256, 512, 128):
-        for nb in (32, 16, 64, 8):
-            if nb > most or nb > block:
-                continue
-            tiles = _tiles(cout, height, width, images, entries, nb, block, multiprocessors)
-            for parts in sorted({tiles.parts, max(tiles.parts // 2, 1), slices}):
-                for split in sorted({tiles.split, 1, 2}):
-                    warps = min(_warps(tiles.slice_rows, tiles.block, split), 16)
-                    for some in (warps, max(warps // 2, 1)):
-                        made = ElementTiles(
-                            tiles.lines, tiles.columns, nb, tiles.slice_rows, split, parts, some
-                        )
-                        found[made] = None
-    return tuple(found)[:limit]
-
-
-def _warps(slice_rows: int, block: int, split: int) -> int:
-    """So that each thread has one vector."""
-    return max(1, slice_rows * block * split // (WARP * IMAGES))
-
-
-def _tiles(
-    cout: int,
-    height: int,
-    width: int,
-    images: int,
-    entries: int,
-    nb: int,
-    block: int,
-    multiprocessors: int,
-) -> ElementTiles:
-    slice_rows = min(_power(cout), 8)
-    slices = -(-cout // slice_rows)
-    mean = -(-entries // cout)
-    lines, columns = _pixels(height, width, max(min(block // nb, _power(height * width)), 1))
-    block = lines * columns * nb
-    tiles = -(-height // lines) * -(-width // columns) * (images // nb)
-    parts = min(slices, max(1, -(-4 * multiprocessors // tiles)))
-    split = 1
-    while (
-        split < 8
-        and tiles * parts * _warps(slice_rows, block, split) < 16 * multiprocessors
-        and _warps(slice_rows, block, 2 * split) <= 16
-        and mean >= 16 * split
-    ):
-        split *= 2
-    warps = min(_warps(slice_rows, block, split), 16)
-    return ElementTiles(lines, columns, nb, slice_rows, split, parts, warps)
+    busy += each * tiles.slice_rows * run / L2_BYTES
+    latency = START + each * (SLICE + terms / tiles.split / 8.0 * STEP)
+    return max(share * busy, -(-share // fit) * latency) + min(busy, latency)
