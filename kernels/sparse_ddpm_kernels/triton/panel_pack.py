@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,22 +19,27 @@ BLOCK_KS = (16, 32, 64)
 GROUPS = (16, 32, 64, 128)
 """Output channels of a panel."""
 
+AHEAD = 2
+"""K-steps of offsets that the kernel reads ahead, and one of weights."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PanelWeights:
     """A layer's panels on a device. Panel p takes K-steps ``start[p] <= s < start[p + 1]``.
 
     ``start``: int32 ``[panels + 1]``; ``first_row``: int32 ``[panels]``, the panel's first output
-    channel; ``offset``: int32 ``[(steps + 1) * block_k]``, eighths of elements from an output
-    pixel's position in x; ``value``: ``[steps * block_k, group]`` in the activations' dtype. All
-    contiguous and aligned to 16 bytes. The offsets hold for x in layout ``x`` only.
+    channel; ``phase``: int32 ``[panels]``, which of scale * scale pixels it makes; ``offset``:
+    int32 ``[(steps + 2) * block_k]``, eighths of elements from an output pixel's position in x;
+    ``value``: ``[(steps + 1) * block_k, group]`` in the activations' dtype. All contiguous and
+    aligned to 16 bytes. The offsets hold for x in layout ``x`` only.
 
-    ``channels``: of the output; ``entries``: columns of all panels without padding; ``stride``: an
-    output pixel is ``stride`` pixels of x wide and high.
+    ``channels``: of the output; ``entries``: columns of all panels without padding. An output pixel
+    is as wide and high as ``stride`` pixels of x; a pixel of x is as ``scale`` output pixels.
     """
 
     start: torch.Tensor
     first_row: torch.Tensor
+    phase: torch.Tensor
     offset: torch.Tensor
     value: torch.Tensor
     x: Layout
@@ -42,6 +47,7 @@ class PanelWeights:
     group: int
     block_k: int
     stride: int
+    scale: int
     entries: int
 
 
@@ -51,6 +57,7 @@ class PackedPanels:
 
     start: NDArray[np.int32]
     first_row: NDArray[np.int32]
+    phase: NDArray[np.int32]
     offset: NDArray[np.int32]
     value: NDArray[np.float32]
     x: Layout
@@ -58,6 +65,7 @@ class PackedPanels:
     group: int
     block_k: int
     stride: int
+    scale: int
     entries: int
 
     @property
@@ -68,12 +76,13 @@ class PackedPanels:
         """Copies on ``device``, the weights rounded to ``dtype``."""
         import torch
 
-        def copy(array: NDArray[Any]) -> torch.Tensor:
+        def copy(array: NDArray[np.int32]) -> torch.Tensor:
             return torch.from_numpy(array).to(device, copy=True)
 
         return PanelWeights(
             start=copy(self.start),
             first_row=copy(self.first_row),
+            phase=copy(self.phase),
             offset=copy(self.offset),
             value=torch.from_numpy(self.value).to(device, dtype, copy=True),
             x=self.x,
@@ -81,31 +90,41 @@ class PackedPanels:
             group=self.group,
             block_k=self.block_k,
             stride=self.stride,
+            scale=self.scale,
             entries=self.entries,
         )
 
 
 def column_offsets(
-    columns: NDArray[np.int32], *, x: Layout, size: int, stride: int = 1
+    columns: NDArray[np.int32],
+    *,
+    x: Layout,
+    size: int,
+    stride: int = 1,
+    scale: int = 1,
+    phase: int = 0,
 ) -> NDArray[np.int64]:
     """Elements from an output pixel's position in ``x`` to what each column reads there.
 
-    A column is ``channel * size * size + ky * size + kx``. With ``stride`` 2 the channels are those
-    of space-to-depth, ``(c * 2 + i) * 2 + j``, which is thereby read without being made.
-    ValueError if x has too few channels or too small a halo.
+    A column is ``channel * size * size + ky * size + kx``. ``stride``, ``scale``: as in
+    `pack_panels`; ``phase``: of scale * scale output pixels at one position the one meant, row by
+    row. ValueError if x has too few channels or too small a halo.
     """
-    reach = stride * (size // 2)
+    half = size // 2
+    reach = -(-half // scale) * stride
     if reach > x.halo:
         raise ValueError(f"halo: expected at least {reach}, got {x.halo}.")
+    if stride > 1 and scale > 1:
+        raise ValueError(f"stride, scale: expected one of them to be 1, got {stride}, {scale}.")
     channel, tap = np.divmod(columns.astype(np.int64), size * size)
-    source, phase = np.divmod(channel, stride * stride)
+    source, part = np.divmod(channel, stride * stride)
     if len(columns) and (columns.min() < 0 or source.max() >= x.channels):
         limit = x.channels * stride * stride * size * size
         raise ValueError(
             f"columns: expected 0 to {limit - 1}, got {columns.min()} to {columns.max()}."
         )
-    dy = (tap // size - size // 2) * stride + phase // stride
-    dx = (tap % size - size // 2) * stride + phase % stride
+    dy = (phase // scale + tap // size - half) // scale * stride + part // stride
+    dx = (phase % scale + tap % size - half) // scale * stride + part % stride
     return np.asarray(source * x.plane + dy * x.row + dx * x.images)
 
 
@@ -119,14 +138,19 @@ def pack_panels(
     size: int,
     block_k: int,
     stride: int = 1,
+    scale: int = 1,
 ) -> PackedPanels:
     """Pad each panel to whole K-steps of ``block_k`` entries, offset 0 and weight 0.
 
     Arrays as `sparse_ddpm.engine.panels.Panels`: ``ptr`` int64 ``[panels + 1]``, ``columns`` int32
     ``[entries]``, ``values`` float32 ``[entries, G]``, ``rows`` int32 ``[panels, G]``, consecutive
     rows, -1 past the last. ``x``: how the input lies; for a concatenation the layout that holds
-    both. ``size``: odd side of the filter. ``stride``: as in `column_offsets`. One K-step of
-    offsets more than needed is there, as the kernel loads a step's offsets one step ahead.
+    both. ``size``: odd side of the filter.
+
+    ``stride`` 2: the columns' channels are those of space-to-depth of x, ``(c * 2 + i) * 2 + j``.
+    ``scale`` 2: the columns are of x upsampled to the nearest neighbour. Neither is ever made: the
+    taps of one output pixel fall on few pixels of x, whose weights are added up, for each of four
+    phases. ValueError if something does not fit.
     """
     panels, group = rows.shape
     if group not in GROUPS:
@@ -134,34 +158,45 @@ def pack_panels(
     if block_k not in BLOCK_KS:
         raise ValueError(f"block_k: expected one of {BLOCK_KS}, got {block_k}.")
     first = rows[:, 0]
-    expected = first[:, None] + np.arange(group)
-    if panels == 0 or first.min() < 0 or not np.all((rows == expected) | (rows == -1)):
+    wanted = first[:, None] + np.arange(group)
+    if panels == 0 or first.min() < 0 or not np.all((rows == wanted) | (rows == -1)):
         raise ValueError("rows of a panel: expected consecutive numbers, then -1.")
     if x.channels * x.plane >= 2**31:
-        raise ValueError(f"elements of x: expected less than 2**31, got {x.channels * x.plane}.")
-    lengths = np.diff(ptr)
-    steps = -(-lengths // block_k)
-    order = np.argsort(-steps, kind="stable")
-    start = np.zeros(panels + 1, dtype=np.int32)
-    np.cumsum(steps[order], out=start[1:])
+        raise ValueError(f"elements of x: expected fewer than 2^31, got {x.channels * x.plane}.")
 
-    # Where each entry goes: its panel's first place, then on in order.
-    place = np.empty(panels, dtype=np.int64)
-    place[order] = start[:-1].astype(np.int64) * block_k
-    target = np.repeat(place - ptr[:-1], lengths) + np.arange(len(columns))
-    offset = np.zeros((int(start[-1]) + 1) * block_k, dtype=np.int32)
-    offset[target] = column_offsets(columns, x=x, size=size, stride=stride) // IMAGES
-    value = np.zeros((int(start[-1]) * block_k, group), dtype=np.float32)
-    value[target] = values
+    parts: list[tuple[int, int, NDArray[np.int64], NDArray[np.float32]]] = []
+    for phase in range(scale * scale):
+        offsets = column_offsets(columns, x=x, size=size, stride=stride, scale=scale, phase=phase)
+        for panel in range(panels):
+            own = slice(int(ptr[panel]), int(ptr[panel + 1]))
+            offset, value = offsets[own], values[own]
+            if scale > 1:
+                offset, inverse = np.unique(offset, return_inverse=True)
+                value = np.zeros((len(offset), group), dtype=np.float32)
+                np.add.at(value, inverse.reshape(-1), values[own])
+            parts.append((int(first[panel]), phase, offset, value))
+    parts.sort(key=lambda part: -(len(part[2]) // -block_k), reverse=True)
+
+    steps = [-(-len(offset) // block_k) for _, _, offset, _ in parts]
+    start = np.zeros(len(parts) + 1, dtype=np.int32)
+    np.cumsum(steps, out=start[1:])
+    packed_offset = np.zeros((int(start[-1]) + AHEAD) * block_k, dtype=np.int32)
+    packed_value = np.zeros(((int(start[-1]) + 1) * block_k, group), dtype=np.float32)
+    for begin, (_, _, offset, value) in zip(start[:-1].tolist(), parts, strict=True):
+        own = slice(begin * block_k, begin * block_k + len(offset))
+        packed_offset[own] = offset // IMAGES
+        packed_value[own] = value
     return PackedPanels(
         start=start,
-        first_row=np.ascontiguousarray(first[order].astype(np.int32)),
-        offset=offset,
-        value=value,
+        first_row=np.array([part[0] for part in parts], dtype=np.int32),
+        phase=np.array([part[1] for part in parts], dtype=np.int32),
+        offset=packed_offset,
+        value=packed_value,
         x=x,
         channels=int(rows.max()) + 1,
         group=group,
         block_k=block_k,
         stride=stride,
-        entries=len(columns),
+        scale=scale,
+        entries=sum(len(part[2]) for part in parts),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -54,9 +55,16 @@ class PanelTiles:
         """Of the pipeline's buffers."""
         return self.stages * (self.block + group) * self.block_k * itemsize
 
+    def holds_weights(self, group: int) -> bool:
+        """Whether a K-step's weights come through registers, a step ahead.
+
+        Asynchronous copies move at least 4 bytes, and so few weights are less for each thread.
+        """
+        return self.block_k * group < 64 * self.warps
+
     def sum_warps(self, group: int) -> int:
         """Of the kernel that sums up the splits, ``group`` channels a program."""
-        return max(1, min(8, self.block * group // 1024))
+        return max(1, min(8, self.block * group // 512))
 
     def partial_size(self, channels: int, pixels: int, images: int) -> int:
         """Elements of the float32 workspace of `panel_conv`; 0 if K is not split."""
@@ -83,7 +91,26 @@ def norm_fits(pixels: int, group: int, group_channels: int) -> bool:
     """Whether a tile of 8 images can hold all pixels and whole groups of a group norm."""
     block = max(_power(pixels) * IMAGES, LEAST_BLOCK)
     whole = group_channels & (group_channels - 1) == 0 and group % group_channels == 0
-    return whole and block * group <= SUMS * 32 * 8
+    return whole and block * group <= SUMS // 2 * 32 * 16
+
+
+def _positions(pixels: int, most: int, norm: bool) -> list[tuple[int, int]]:
+    """Pixels and images of tiles: runs of 32 or 128 bytes, half of that where need be."""
+    found = set()
+    for nb in (8, 16, 32) if norm else {min(most, 16), min(most, 64)}:
+        if nb <= most:
+            whole = max(_power(pixels) * nb, LEAST_BLOCK)
+            sizes = (whole,) if norm else (64, 128, 256)
+            found |= {(min(size, whole) // nb, nb) for size in sizes}
+    return sorted(found)
+
+
+def _warps(block: int, group: int, norm: bool) -> int:
+    """Warps that hold 64 sums a thread: a norm needs registers too."""
+    warps = 4 if block < 512 else 8 if block < 2048 else 16
+    while block * group > SUMS // 2 * 32 * warps and warps < (16 if norm else 8):
+        warps *= 2
+    return warps
 
 
 def candidate_panel_tiles(
@@ -104,30 +131,22 @@ def candidate_panel_tiles(
     panels together, ``group``: channels of a panel. ``moments``: the epilogue writes them.
     ``norm``: the epilogue normalises, so that a tile holds all pixels. ValueError if none fits.
     """
-    panels = -(-cout // group)
-    mean = -(-entries // panels)
+    mean = -(-entries // -(-cout // group))
     most = math.gcd(images, 1 << 20)
-    nbs = [nb for nb in (8, 16, 32, 64) if nb <= most]
     found = []
     for block_k in BLOCK_KS:
         if block_k > 16 and block_k >= 2 * mean:
             continue
         steps = -(-mean // block_k)
-        for nb in nbs:
-            if norm:
-                blocks = {max(_power(pixels) * nb, LEAST_BLOCK)}
-            else:
-                whole = max(_power(pixels * nb), LEAST_BLOCK)
-                blocks = {min(block, whole) for block in (64, 128, 256) if block >= nb}
-            for block in sorted(blocks):
-                warps = 4 if block * group <= SUMS // 2 * 128 and block <= 256 else 8
-                if block * group > SUMS * 32 * warps:
-                    continue
-                for stages in (2,) if steps < 3 else (3, 4):
-                    for splits in (1, 2, 4, 8):
-                        tiles = PanelTiles(block // nb, nb, block_k, stages, warps, splits)
-                        if splits <= max(steps // 2, 1) and tiles.shared_bytes(group) <= SHARED:
-                            found.append(tiles)
+        depths = (2,) if steps < 3 else (3, 4)
+        splits = [n for n in (1, 2, 4, 8) if n == 1 or 2 * n <= steps]
+        for pixels_, nb in _positions(pixels, most, norm):
+            warps = _warps(pixels_ * nb, group, norm)
+            for stages, split in itertools.product(depths, splits):
+                tiles = PanelTiles(pixels_, nb, block_k, stages, warps, split)
+                fits = tiles.block * group <= SUMS * 32 * warps
+                if fits and tiles.shared_bytes(group) <= SHARED:
+                    found.append(tiles)
     if not found:
         raise ValueError(f"norm in the epilogue: expected fewer pixels, got {pixels} x {group}.")
 
