@@ -162,7 +162,8 @@ class Launches:
         self.store()
 
     def _float(self, array: NDArray[Any]) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).to(self.device)
+        # A copy: arrays of a Program are read-only, which torch does not know.
+        return torch.from_numpy(np.array(array, dtype=np.float32)).to(self.device)
 
     def _bind(self, step: CudaStep) -> list[Launch]:
         operation, view = step.operation, self.view

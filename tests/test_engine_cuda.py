@@ -1,0 +1,128 @@
+"""The GPU engine on whole U-Nets: on a GPU, or in Triton's interpreter against float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from sparse_ddpm.engine.reference import ReferenceEngine
+from sparse_ddpm.errors import EngineError
+from sparse_ddpm.lower import lower
+from sparse_ddpm.program import Program
+from sparse_ddpm.ticket import UNetConfig, synthetic_ticket
+
+TIMESTEPS = np.array([0, 30, 999])
+TINY = UNetConfig(dim=8, dim_mults=(1, 2), channels=3, image_size=8, groups=4, heads=2, dim_head=8)
+
+
+@pytest.fixture(autouse=True)
+def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSE_DDPM_POISON", "1")
+
+
+@pytest.fixture(scope="module")
+def program(triton_device: Any) -> Program:
+    return lower(synthetic_ticket(TINY, 0.8, "vector:4"))
+
+
+def tolerance(dtype: str) -> float:
+    return {"float32": 1e-5, "float16": 1e-2, "bfloat16": 6e-2}[dtype]
+
+
+def dtypes(triton_dtypes: Any) -> list[str]:
+    return [str(dtype).removeprefix("torch.") for dtype in triton_dtypes]
+
+
+def images(batch: int, size: int = 8, seed: int = 0) -> NDArray[np.float32]:
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((batch, 3, size, size), dtype=np.float32)
+
+
+def relative(got: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
+    return float(np.sqrt(np.mean((got - wanted) ** 2)) / np.sqrt(np.mean(wanted**2)))
+
+
+@pytest.mark.parametrize("kernel", ["elements", "panels:64", "panels:128", None])
+def test_every_kernel_makes_the_reference_s_output(
+    program: Program, triton_dtypes: Any, kernel: str | None
+) -> None:
+    from sparse_ddpm.engine.cuda import CudaEngine
+
+    x = images(3)
+    reference = ReferenceEngine(program, 3)
+    reference.set_schedule(TIMESTEPS)
+    for dtype in dtypes(triton_dtypes):
+        with CudaEngine(program, 3, dtype, kernel=kernel) as engine:
+            engine.set_schedule(TIMESTEPS)
+            assert relative(engine.run(x, 2), reference.run(x, 2)) < tolerance(dtype)
+
+
+def test_every_value_agrees_with_the_reference(program: Program, triton_dtypes: Any) -> None:
+    from sparse_ddpm.engine.cuda import CudaEngine
+
+    x = images(1)
+    reference = ReferenceEngine(program, 1)
+    reference.set_schedule(TIMESTEPS)
+    wanted = reference.trace(x, 1)
+    for dtype in dtypes(triton_dtypes):
+        with CudaEngine(program, 1, dtype, kernel="panels:16") as engine:
+            engine.set_schedule(TIMESTEPS)
+            got = engine.trace(x, 1)
+            assert got.keys() == wanted.keys()
+            errors = {name: relative(got[name], wanted[name]) for name in wanted}
+            worst = max(errors.items(), key=lambda item: item[1])
+            assert worst[1] < tolerance(dtype), worst
+
+
+def test_images_do_not_depend_on_the_batch(program: Program, triton_dtypes: Any) -> None:
+    from sparse_ddpm.engine.cuda import CudaEngine
+
+    x = images(9)
+    outputs = []
+    dtype = dtypes(triton_dtypes)[0]
+    for part in (x, x[4:5]):
+        with CudaEngine(program, len(part), dtype, kernel="panels:16") as engine:
+            engine.set_schedule(TIMESTEPS)
+            outputs.append(engine.run(part, 0))
+    assert relative(outputs[0][4:5], outputs[1]) < tolerance(dtype)
+
+
+def test_a_new_schedule_takes_effect(program: Program, triton_dtypes: Any) -> None:
+    from sparse_ddpm.engine.cuda import CudaEngine
+
+    dtype = dtypes(triton_dtypes)[0]
+    x = images(1)
+    with CudaEngine(program, 1, dtype, kernel="cudnn") as engine:
+        with pytest.raises(EngineError, match="set_schedule"):
+            engine.run(x, 0)
+        engine.set_schedule(np.array([999]))
+        first = engine.run(x, 0)
+        engine.set_schedule(TIMESTEPS)
+        assert not np.array_equal(engine.run(x, 0), first)
+        assert np.array_equal(engine.run(x, 2), first)
+        with pytest.raises(EngineError, match="step: expected 0 to 2, got 3"):
+            engine.run(x, 3)
+
+
+def test_halos_stay_zero(program: Program, triton_dtypes: Any) -> None:
+    from sparse_ddpm.engine.cuda import CudaEngine
+
+    with CudaEngine(program, 2, dtypes(triton_dtypes)[0], kernel="panels:32") as engine:
+        engine.set_schedule(TIMESTEPS)
+        engine.run(images(2), 0)
+        launches = engine._launches
+        for layout, storage in zip(engine.plan.memory.buffers, launches._storage, strict=True):
+            layout.view(storage).zero_()
+            assert not storage.any(), layout
+
+
+def test_what_the_interpreter_gets_wrong_is_refused(program: Program, triton_device: Any) -> None:
+    if triton_device.type != "cpu":
+        pytest.skip("a GPU is at hand")
+    from sparse_ddpm.engine.cuda import CudaEngine
+
+    with pytest.raises(EngineError, match="dtype in Triton's interpreter: expected float32"):
+        CudaEngine(program, 1, "bfloat16")
