@@ -416,6 +416,11 @@ def test_every_candidate_can_run(cout: int, pixels: int, images: int, group: int
             assert chosen.pixels >= pixels
 
 
+def test_the_first_candidates_differ() -> None:
+    found = candidate_panel_tiles(64, 1024, 256, 4 * 58, 16, limit=4)
+    assert len({(tiles.block, tiles.block_k, tiles.splits) for tiles in found}) == 4
+
+
 def test_choice_follows_the_work() -> None:
     """Few programs split K; few entries take short K-steps; much work takes large tiles."""
     small = choose_panel_tiles(512, 16, 8, 32 * 4608, 16)

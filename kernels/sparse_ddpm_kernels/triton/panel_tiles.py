@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 from sparse_ddpm_kernels.triton.layout import IMAGES
@@ -125,7 +126,7 @@ def candidate_panel_tiles(
     multiprocessors: int = 132,
     limit: int | None = None,
 ) -> tuple[PanelTiles, ...]:
-    """Tiles worth timing, the best by estimate first.
+    """Tiles worth timing, the best by estimate first, then unlike ones before variants.
 
     ``cout``, ``pixels``, ``images``: of the output, images padded. ``entries``: columns of all
     panels together, ``group``: channels of a panel. ``moments``: the epilogue writes them.
@@ -150,12 +151,18 @@ def candidate_panel_tiles(
     if not found:
         raise ValueError(f"norm in the epilogue: expected fewer pixels, got {pixels} x {group}.")
 
-    def order(tiles: PanelTiles) -> tuple[float, int, int]:
-        cycles = estimate(cout, pixels, images, entries, group, tiles, moments, multiprocessors)
-        return cycles, tiles.stages, tiles.block_k
+    def cycles(tiles: PanelTiles) -> float:
+        return estimate(cout, pixels, images, entries, group, tiles, moments, multiprocessors)
 
-    found.sort(key=order)
-    return tuple(found[:limit])
+    found.sort(key=lambda tiles: (cycles(tiles), tiles.stages, -tiles.block_k))
+    # Whoever times only a few should see unlike ones: each further variant of a cut comes later.
+    seen: Counter[tuple[int, int, int]] = Counter()
+    late = {}
+    for tiles in found:
+        cut = tiles.block, tiles.block_k, tiles.splits
+        late[tiles] = cycles(tiles) * (1 + VARIANT * seen[cut])
+        seen[cut] += 1
+    return tuple(sorted(found, key=late.__getitem__)[:limit])
 
 
 def choose_panel_tiles(
@@ -187,6 +194,9 @@ BYTES = 28.0
 
 FLOPS = 2500.0
 """Of a multiprocessor's tensor cores, per cycle, in a loop that feeds them well."""
+
+VARIANT = 0.2
+"""How much slower a tile must seem to come after one that differs in depth or shape alone."""
 
 START, STEP, LAUNCH = 1500.0, 250.0, 3500.0
 """Cycles of latency of a program, of a K-step in a full pipeline, and of one more kernel."""
