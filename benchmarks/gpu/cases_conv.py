@@ -38,8 +38,9 @@ GROUPS = 8
 class Shape:
     """A convolution ``channels`` to ``out`` of ``height`` x ``width`` images (of the output).
 
-    ``apart``: x and out are channel slices of larger buffers, and halos are larger than needed.
-    ``empty``: the last half of the rows has no weight. ``splits``: programs that share K, at least.
+    ``stride`` 2: of x after space-to-depth; ``scale`` 2: of x upsampled. ``apart``: x and out are
+    channel slices of larger buffers, and halos are larger than needed. ``empty``: the last half of
+    the rows has no weight. ``splits``: programs that share K, at least. ``overlap``: see there.
     """
 
     channels: int
@@ -50,6 +51,7 @@ class Shape:
     group: int = 0
     size: int = 3
     stride: int = 1
+    scale: int = 1
     sparsity: float = 0.95
     bias: bool = True
     residual: bool = False
@@ -58,6 +60,7 @@ class Shape:
     splits: int = 1
     apart: bool = False
     empty: bool = False
+    overlap: bool = False
 
     @property
     def images(self) -> int:
@@ -88,7 +91,9 @@ FULL: Mapping[str, Shape] = {
     "7x7 of 3 channels": Shape(3, 64, 32, 32, 8, 32, size=7, sparsity=0.0),
     "1x1 to 3 channels": Shape(64, 3, 32, 32, 8, 16, size=1, sparsity=0.0),
     "strided 1x1": Shape(4 * 64, 128, 16, 16, 8, 32, size=1, stride=2),
+    "upsampled, 256@16x16": Shape(256, 128, 16, 16, 16, 32, scale=2),
     "slices of concatenations": Shape(128, 64, 16, 16, 8, 32, apart=True, residual=True),
+    "overlapping launches, 128@16x16": Shape(128, 128, 16, 16, 16, 32, overlap=True),
     "moments, 64@32x32": Shape(64, 64, 32, 32, 16, 32, moments=True),
     "moments, 128@16x16, K split": Shape(128, 128, 16, 16, 8, 16, moments=True, splits=2),
     "norm, 256@8x8": Shape(256, 256, 8, 8, 8, 32, norm=True, residual=True),
@@ -113,6 +118,7 @@ DRY: Mapping[str, Shape] = {
     "3x3": Shape(16, 32, 4, 4, 3, 16, sparsity=0.8, residual=True, moments=True),
     "norm, K split": Shape(32, 32, 4, 4, 8, 16, sparsity=0.2, norm=True, splits=2),
     "strided": Shape(8, 16, 4, 4, 8, 16, size=1, stride=2, sparsity=0.5, apart=True),
+    "upsampled": Shape(8, 16, 4, 4, 8, 16, scale=2, sparsity=0.5),
 }
 DRY_ELEMENTS: Mapping[str, Shape] = {
     "3x3": Shape(8, 16, 4, 4, 3, sparsity=0.9, residual=True, empty=True),
@@ -141,9 +147,8 @@ class Problem:
         self.matrix = CSR.from_dense(weight.reshape(shape.out, -1).numpy())
         side = shape.stride
         channels = shape.channels // side**2
-        whole = Layout(
-            channels * (1 + shape.apart), side * shape.height, side * shape.width, images, halo
-        )
+        height, width = (side * n // shape.scale for n in (shape.height, shape.width))
+        whole = Layout(channels * (1 + shape.apart), height, width, images, halo)
         self.x = values.normal(whole)
         self.first = channels if shape.apart else 0
         self.input = self.x.view[self.first : self.first + channels]
@@ -159,6 +164,8 @@ class Problem:
         x = self.input.permute(3, 0, 1, 2).double()
         if side > 1:
             x = F.pixel_unshuffle(x, side)
+        if shape.scale > 1:
+            x = F.interpolate(x, scale_factor=float(shape.scale), mode="nearest")
         kernel = weight.to(device).double()
         bias = None if self.bias is None else self.bias.double()
         self.conv = F.conv2d(x, kernel, bias, padding=shape.size // 2).permute(1, 2, 3, 0)
@@ -233,6 +240,7 @@ def panels(shape: Shape, device: torch.device, dtype: torch.dtype) -> Outcome:
         size=shape.size,
         block_k=tiles.block_k,
         stride=shape.stride,
+        scale=shape.scale,
     )
     pixels = shape.height * shape.width
     floats = {"dtype": torch.float32, "device": device}
@@ -254,6 +262,7 @@ def panels(shape: Shape, device: torch.device, dtype: torch.dtype) -> Outcome:
         moments=moments if shape.moments else None,
         norm=norm if shape.norm else None,
         partial=partial if len(partial) else None,
+        overlap=shape.overlap,
     )
     wanted = problem.conv
     if shape.norm:

@@ -108,7 +108,7 @@ def _bandwidth(device: Device, sizes: Sizes, size: int, moved: int) -> Row:
     """Reading ``size`` bytes again and again, ``moved`` in all."""
     blocks = size // (4 * BLOCK)
     x = torch.randn(blocks * BLOCK, device=device.torch_device)
-    programs = min(sizes.programs, blocks)
+    programs = sizes.programs
     out = torch.empty(programs, device=device.torch_device)
     turns = max(1, moved // (4 * BLOCK * programs))
     launch = _read[(programs,)]

@@ -6,6 +6,7 @@ with exact zeros. Every peer copies both in the form it likes best, once for eac
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -87,6 +88,7 @@ def block_sparse(
     dtype, place = device.dtypes[0], device.torch_device
     rows, channels, size, _ = weight.shape
     batch, _, height, width = x.shape
+    warnings.filterwarnings("ignore", message="Sparse BSR tensor support is in beta")
     matrix = weight.permute(0, 2, 3, 1).reshape(rows, -1).to(place, dtype)
     operand = matrix.to_sparse_bsr((block, block))
     pixels = height * width * batch

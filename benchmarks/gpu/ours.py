@@ -55,10 +55,10 @@ class OurStep:
             "peak_mib": (most - before) / 2**20,
             "build_s": round(seconds, 2),
         }
-        convs = [step for step in self.engine.plan.steps if step.conv is not None]
+        steps = self.engine.plan.steps
         self.details = {
-            "plan": dict(Counter(step.kernel for step in convs)),
-            "measured_layers": sum(step.conv.measured for step in convs if step.conv),
+            "plan": dict(Counter(step.kernel for step in steps)),
+            "measured_layers": sum(step.conv.choice.measured for step in steps if step.conv),
         }
 
     def output(self, x: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -59,6 +60,9 @@ class Problem:
 
     def conv(self) -> Conv:
         """The operation, its weights normal and of a surviving fan-in's scale."""
+        return _conv(self)
+
+    def _make(self) -> Conv:
         rng = np.random.default_rng([self.channels, round(1e4 * self.sparsity)])
         shape = self.channels, self.channels, SIZE, SIZE
         mask = self._mask(shape, rng)
@@ -79,6 +83,11 @@ class Problem:
         if unit.rows == unit.columns == 1:
             return CSR.from_dense(rows, keep)
         return BSR.from_dense(rows, (unit.rows, unit.columns), SIZE**2, keep)
+
+
+@functools.lru_cache(maxsize=2)
+def _conv(problem: Problem) -> Conv:
+    return problem._make()
 
 
 @dataclass(frozen=True, slots=True)
