@@ -86,7 +86,7 @@ def test_large_scores(triton_device: Any) -> None:
     # An ulp of a score of 400 is 3e-5.
     shape = 1, 16, 8, 8, 8
     tiles = AttentionTiles(16, 16)
-    run(triton_device, torch.float32, *shape, scale=12.0, tolerance=2e-4, tiles=tiles)
+    run(triton_device, torch.float32, *shape, scale=12.0, tolerance=1e-3, tiles=tiles)
     run(triton_device, torch.float32, *shape, scale=0.0, shift=100.0)
 
 

@@ -61,8 +61,11 @@ class LinearAttentionTiles:
 def choose_linear_attention_tiles(
     pixels: int, images: int, heads: int, dim_head: int, *, multiprocessors: int = 132
 ) -> LinearAttentionTiles:
-    """Enough programs for the GPU, but few parts to merge. ``images``: padded."""
-    tile = 32 if pixels > 16 and dim_head <= 64 else 16
+    """Enough programs for the GPU, but few parts to merge. ``images``: padded.
+
+    16 pixels: two programs of 8 warps fit a multiprocessor, and copies for both are under way.
+    """
+    tile = 16
     tiles = -(-pixels // tile)
     programs = images // IMAGES * heads * -(-padded_dim(dim_head) // VALUES)
     parts = min(MOST_PARTS, tiles, -(-2 * multiprocessors // programs))

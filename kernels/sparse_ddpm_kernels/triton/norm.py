@@ -537,8 +537,8 @@ def _normalise(
     even: tl.constexpr = rows % ROWS == 0
     value = tl.load(x + at) if even else tl.load(x + at, mask=live, other=0.0)
     value = value.to(tl.float32)
-    if residual is not None:
-        # Before anything that waits.
+    if residual is not None and moments is not None:
+        # Before anything that waits; where a whole group is held, registers are dearer.
         at = place(channel, pixel, residual_plane8, residual_row8, images8, WIDTH)
         at = at[:, None] + image[None, :]
         more = tl.load(residual + at) if even else tl.load(residual + at, mask=live, other=0.0)
@@ -568,6 +568,10 @@ def _normalise(
     if SILU:
         value = value / (1.0 + tl.exp(-value))
     if residual is not None:
+        if moments is None:
+            at = place(channel, pixel, residual_plane8, residual_row8, images8, WIDTH)
+            at = at[:, None] + image[None, :]
+            more = tl.load(residual + at) if even else tl.load(residual + at, mask=live, other=0.0)
         value += more.to(tl.float32)
     at = place(channel, pixel, out_plane8, out_row8, images8, WIDTH)[:, None] + image[None, :]
     value = value.to(out.dtype.element_ty)
