@@ -100,7 +100,7 @@ def work(options: argparse.Namespace) -> int:
         os.environ["TRITON_INTERPRET"] = "1"
     from gpu.sections import Suite
 
-    suite = Suite(options.out, Budget(options.worker), dry=options.dry_run)
+    suite = Suite(options.out, Budget(options.worker), typed(options), dry=options.dry_run)
     status = DONE
     try:
         for section in options.section:
@@ -120,6 +120,16 @@ def work(options: argparse.Namespace) -> int:
         print(f"gpu_suite: the GPU no longer answers this process: {reason}", flush=True)
         return LOST
     return status
+
+
+def typed(options: argparse.Namespace) -> list[str]:
+    """The command as one would give it again from the checkout, without this machine's paths."""
+    command = ["python", "benchmarks/gpu_suite.py", "--out", options.out.name]
+    command += ["--minutes", f"{options.minutes:g}"]
+    if options.section != list(SECTIONS):
+        command += ["--section", *options.section]
+    flags = {"--fresh": options.fresh, "--retry": options.retry, "--dry-run": options.dry_run}
+    return command + [flag for flag, given in flags.items() if given]
 
 
 @contextlib.contextmanager

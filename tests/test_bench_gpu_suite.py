@@ -311,3 +311,82 @@ def test_profile_of_nothing_measured_is_no_error() -> None:
     rows = kernels(device.record([lambda: x.add_(1.0)]), device)
     assert isinstance(rows, list)
     assert any("add" in row["name"] for row in rows)
+
+
+def test_block_sparse_product_is_the_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With torch's kernel, which a CPU has not, replaced by what it promises."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    import torch
+    import torch.nn.functional as F
+    from gpu.devices import Interpreter
+    from gpu.layer_peers import block_sparse
+    from torch.sparse import _triton_ops
+
+    def product(input: Any, bsr: Any, dense: Any, *, out: Any, meta: Any, **_: Any) -> Any:  # noqa: A002
+        assert dense.shape[1] % meta["SPLIT_N"] == 0
+        return out.copy_(bsr.to_dense() @ dense)
+
+    monkeypatch.setattr(_triton_ops, "bsr_dense_addmm", product)
+    x = torch.randn(2, 16, 4, 6)
+    weight = torch.randn(32, 16, 3, 3)
+    weight[:16, :, 1, 2] = 0.0
+    made = block_sparse(x, weight, Interpreter(), 2, 16, im2col=True)
+    assert made.details["blocks"] == 2 * 9 - 1
+    torch.testing.assert_close(made.output(), F.conv2d(x, weight, padding=1), rtol=1e-4, atol=1e-4)
+
+
+def test_dense_kernel_is_the_convolution() -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    import torch
+    import torch.nn.functional as F
+    from gpu.layer_ours import Buffers, make_kernel
+    from gpu.problems import Problem
+
+    problem = Problem(8, 5, 3, 0.0, "dense")
+    x = torch.randn(3, 8, 5, 5)
+    buffers = Buffers(problem, x, torch.float32)
+    kernel = make_kernel("cudnn", problem, problem.conv(), buffers)
+    kernel.call(kernel.candidates[0], 0)()
+    weight = torch.from_numpy(problem.conv().weight.to_dense().reshape(8, 8, 3, 3).copy())
+    wanted = F.conv2d(x, weight, padding=1)
+    torch.testing.assert_close(buffers.output(), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_prebuild_runs_every_task_and_outlives_those_that_fail(tmp_path: Path) -> None:
+    from gpu.budget import Budget
+    from gpu.prebuild import prebuild
+
+    tasks = [("os", "mkdir", (str(tmp_path / name),)) for name in ("a", "missing/b", "c")]
+    tasks.insert(1, ("os", "kill", (0,)))
+    prebuild(tasks, Budget.minutes(10.0), processes=1, limit=60.0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "c"]
+    begun = time.monotonic()
+    prebuild([("time", "sleep", (60,))], Budget.minutes(10.0), processes=1, limit=0.5)
+    assert time.monotonic() - begun < 20.0
+
+
+def test_limits_are_compiled_to_what_they_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton_aot import Kernel, compile_kernels
+
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(SUITE.parent), str(ROOT)]))
+    read, arithmetic = compile_kernels(
+        Kernel(
+            module="gpu.ceilings",
+            name="_read",
+            signature={"x": "*fp32", "out": "*fp32", "blocks": "i32", "turns": "i32"},
+            constants={"BLOCK": 4096},
+            divisible=("x", "out"),
+            warps=8,
+        ),
+        Kernel(
+            module="gpu.ceilings",
+            name="_multiply_add",
+            signature={"x": "*fp32", "out": "*fp32", "turns": "i32"},
+            constants={"BLOCK": 1024},
+            divisible=("x", "out"),
+        ),
+    )
+    assert "LDG.E.128" in read.sass
+    assert ".cg" in read.ptx
+    assert arithmetic.sass.count("FFMA") >= 8
+    assert read.spills == arithmetic.spills == 0

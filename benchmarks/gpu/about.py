@@ -7,7 +7,6 @@ import importlib.metadata
 import platform
 import shlex
 import subprocess
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -65,8 +64,8 @@ def device(dry: bool) -> dict[str, Any]:
     return {"name": found.name, **rest, **_driver()}
 
 
-def about(dry: bool, command: Sequence[str] = sys.argv) -> dict[str, Any]:
-    """What every section's file begins with."""
+def about(dry: bool, command: Sequence[str]) -> dict[str, Any]:
+    """What every section's file begins with. ``command``: what was typed."""
     import torch
 
     known = versions()

@@ -6,6 +6,7 @@ so that a change of clock meets all of them.
 
 from __future__ import annotations
 
+import gc
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -142,24 +143,27 @@ class Gpu(Device):
     def __init__(self) -> None:
         self.torch_device = torch.device("cuda", 0)
         torch.cuda.set_device(0)
+        self._side = torch.cuda.Stream()
         self.l2_bytes = int(torch.cuda.get_device_properties(0).L2_cache_size)
 
     def record(self, calls: Sequence[Call], rounds: int = 1) -> Recording:
-        # Lazy set-up must happen outside the capture, on a stream that is not the default one.
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        outputs: list[object] = [None] * len(calls)
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        with torch.cuda.stream(self._side):
+            # Whatever is lazy must happen outside the capture.
             for call in calls:
                 call()
-        torch.cuda.current_stream().wait_stream(side)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        outputs: list[object] = [None] * len(calls)
-        with torch.cuda.graph(graph):
-            for index in range(len(calls) * rounds):
-                # Free the old result first: the new one then takes its place.
-                outputs[index % len(calls)] = None
-                outputs[index % len(calls)] = calls[index % len(calls)]()
+            torch.cuda.synchronize()
+            # Not torch.cuda.graph, which empties the allocator's cache each time.
+            graph.capture_begin()
+            try:
+                for index in range(len(calls) * rounds):
+                    # Free the old result first: the new one then takes its place.
+                    outputs[index % len(calls)] = None
+                    outputs[index % len(calls)] = calls[index % len(calls)]()
+            finally:
+                graph.capture_end()
         return _Graph(graph, len(calls) * rounds, outputs)
 
     def sample(self, recording: Recording, replays: int) -> float:
@@ -179,6 +183,7 @@ class Gpu(Device):
     def memory(self, *, reset: bool = False) -> tuple[int, int]:
         torch.cuda.synchronize()
         if reset:
+            gc.collect()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()

@@ -41,7 +41,7 @@ class Peer:
         self.x = torch.zeros(shape, dtype=dtype, device=device.torch_device)
         self.x = self.x.contiguous(memory_format=torch.channels_last)
         self.row = torch.zeros(self._row(program).shape, dtype=dtype, device=device.torch_device)
-        self.load(program)
+        self.row.copy_(self._row(program))
         forward = compiled(self.network, mode, device)
 
         def step() -> torch.Tensor:
@@ -88,10 +88,14 @@ def compiled(module: torch.nn.Module, mode: str, device: Device) -> Callable[...
 
 def quiet() -> None:
     """Keep the tables of max-autotune out of the log."""
-    from torch._inductor import select_algorithm
+    from torch._inductor import config, select_algorithm
 
-    if hasattr(select_algorithm, "PRINT_AUTOTUNE"):
-        select_algorithm.PRINT_AUTOTUNE = False
+    for place, name in (
+        (select_algorithm, "PRINT_AUTOTUNE"),
+        (config, "max_autotune_report_choices_stats"),
+    ):
+        if hasattr(place, name):
+            setattr(place, name, False)
 
 
 def settle(device: Device) -> None:

@@ -48,7 +48,9 @@ def prebuild(tasks: Sequence[Task], budget: Budget, *, processes: int, limit: fl
         if process.is_alive():
             process.kill()
             process.join()
-    return time.monotonic() - start
+    seconds = time.monotonic() - start
+    print(f"prebuild: {len(tasks)} tasks in {count} processes, {seconds:.0f} s", flush=True)
+    return seconds
 
 
 def _work(tasks: Sequence[Task]) -> None:

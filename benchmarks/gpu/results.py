@@ -82,8 +82,12 @@ class Results:
         self.put(row)
         (self.folder / RUNNING).unlink(missing_ok=True)
         print(f"{self.section}: {key}: {_brief(row)}", flush=True)
-        if "failed" in made and _lost():
-            raise DeviceLost(made["failed"])
+        problems = [made, *made.get("engines", {}).values()]
+        reason = next((part["failed"] for part in problems if "failed" in part), None)
+        if reason is not None and _lost():
+            if "failed" not in row:
+                self.put({**row, "failed": reason})
+            raise DeviceLost(reason)
         return row
 
     def put(self, row: Row) -> None:

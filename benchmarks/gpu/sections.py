@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,14 +21,14 @@ FILES = {"tuned": "step"}
 class Suite:
     """Runs sections by name. Raises `EngineError` where there is no GPU and no dry run."""
 
-    def __init__(self, folder: Path, budget: Budget, *, dry: bool) -> None:
+    def __init__(self, folder: Path, budget: Budget, command: Sequence[str], *, dry: bool) -> None:
         self.folder, self.budget, self.dry = folder, budget, dry
         if not self.dry and not torch.cuda.is_available():
             wanted = "a GPU and a torch built for it (or --dry-run)"
             raise EngineError(expected("device", wanted, f"torch {torch.__version__}"))
         self.device: Device = Interpreter() if self.dry else Gpu()
         settle(self.device)
-        self.about = about(self.dry)
+        self.about = about(self.dry, command)
         self.gpu = "interpreter" if dry else self.about["device"]["name"]
 
     def run(self, section: str) -> None:

@@ -7,14 +7,16 @@ that a drift of the GPU between the two shows.
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from gpu.devices import Device, Gpu, Recording
+from gpu.devices import Device, Recording
 from gpu.peers import Peer
 from gpu.prebuild import Task, prebuild, workers
 from gpu.profile import kernels
@@ -52,22 +54,30 @@ def key(ticket: StepTicket, batch: int) -> str:
 
 def run(results: Results, device: Device, source: str, settings: Settings) -> None:
     """Our engine and eager torch: a row for each ticket and batch."""
-    tasks: list[Task] = [
-        ("gpu.steps", "build", (ticket, batch, dtype))
+    missing = [
+        (ticket, batch, _short(dtype))
         for batch in settings.batches
         for ticket in settings.tickets
         for dtype in _dtypes(ticket, device)
         if results.kept(key(ticket, batch), source) is None
     ]
-    if device.measured:
-        prebuild(tasks, results.budget, processes=workers(), limit=120.0)
+    if device.measured and missing:
+        parts = workers()
+        tasks: list[Task] = [
+            ("gpu.steps", "build", (missing, part, parts)) for part in range(parts)
+        ]
+        prebuild(tasks, results.budget, processes=parts, limit=120.0)
     for batch in settings.batches:
         eager: dict[str, Peer] = {}
 
         def measure(ticket: StepTicket, batch: int = batch, eager: Any = eager) -> Row:
-            peer = _peer(eager, ticket, device, batch, "eager")
-            ours = _ours(ticket, device, batch)
-            return compare(ticket, batch, {**ours, "eager": peer}, device, again=next(iter(ours)))
+            make = {
+                f"ours {_short(dtype)}": functools.partial(_ours, ticket, device, batch, dtype)
+                for dtype in _dtypes(ticket, device)
+            }
+            again = next(iter(make))
+            make["eager"] = functools.partial(_peer, eager, ticket, device, batch, "eager")
+            return compare(ticket, batch, make, device, again=again)
 
         for ticket in settings.tickets:
             results.measure(
@@ -89,14 +99,15 @@ def run_tuned(
         eager: dict[str, Peer] = {}
 
         def measure(ticket: StepTicket, batch: int = batch, eager: Any = eager) -> Row:
-            found = {
-                f"ours tuned {_short(dtype)}": tune_step(
-                    ticket, device, batch, dtype, table, results.budget
+            make = {
+                f"ours tuned {_short(dtype)}": functools.partial(
+                    tune_step, ticket, device, batch, dtype, table, results.budget
                 )
                 for dtype in _dtypes(ticket, device)
             }
-            peer = _peer(eager, ticket, device, batch, "eager")
-            return compare(ticket, batch, {**found, "eager": peer}, device, again=next(iter(found)))
+            again = next(iter(make))
+            make["eager"] = functools.partial(_peer, eager, ticket, device, batch, "eager")
+            return compare(ticket, batch, make, device, again=again)
 
         for ticket in settings.tickets:
             results.measure(
@@ -139,8 +150,11 @@ def run_compiled(results: Results, device: Device, source: str, settings: Settin
         def measure(
             ticket: StepTicket, batch: int = batch, peers: Any = peers, mode: str = mode
         ) -> Row:
-            found = {name: _peer(peers, ticket, device, batch, name) for name in (mode, "eager")}
-            return compare(ticket, batch, found, device, again=mode)
+            make = {
+                name: functools.partial(_peer, peers, ticket, device, batch, name)
+                for name in (mode, "eager")
+            }
+            return compare(ticket, batch, make, device, again=mode)
 
         for ticket in settings.tickets:
             results.measure(
@@ -149,14 +163,29 @@ def run_compiled(results: Results, device: Device, source: str, settings: Settin
 
 
 def compare(
-    ticket: StepTicket, batch: int, engines: Mapping[str, Step], device: Device, *, again: str
+    ticket: StepTicket,
+    batch: int,
+    make: Mapping[str, Callable[[], Step]],
+    device: Device,
+    *,
+    again: str,
 ) -> Row:
-    """Outputs against float64 first, then times in turns, then what ran inside.
+    """Build; outputs against float64; then times in turns, then what ran inside.
 
-    The engine ``again`` takes part twice: how far its two medians lie apart is the noise.
+    What cannot be built, or is wrong, is left out and says so. The engine ``again`` takes part
+    twice: how far its two medians lie apart is the noise.
     """
     x = images(program_of(ticket), batch)
+    engines: dict[str, Step] = {}
     found: dict[str, Row] = {}
+    for name, build_engine in make.items():
+        try:
+            engines[name] = build_engine()
+            device.synchronize()
+        except Exception as reason:
+            traceback.print_exc()
+            found[name] = {"failed": f"{type(reason).__name__}: {reason}"[:800]}
+            engines.pop(name, None)
     for name, engine in engines.items():
         dtype = name.split()[-1] if name.startswith("ours") else _short(device.dtypes[0])
         wrong = step_error(ticket, engine.output(x))
@@ -177,31 +206,35 @@ def compare(
         if device.measured or not name.startswith("ours"):
             found[name]["kernels"] = kernels(engines[name].recording, device)
     times_said = [f"{name} {found[name]['us'] / 1e3:.3f} ms" for name in right]
-    wrong_said = [f"{name} wrong" for name in engines if name not in right]
+    wrong_said = [f"{name} failed" for name in make if name not in right]
     row["brief"] = ", ".join(times_said + wrong_said)
     return row
 
 
-def _ours(ticket: StepTicket, device: Device, batch: int) -> dict[str, Step]:
-    """Our engine; with single weights also in float16, whose sums are packed."""
+def _ours(ticket: StepTicket, device: Device, batch: int, dtype: torch.dtype) -> Step:
     from gpu.ours import OurStep
 
-    return {
-        f"ours {_short(dtype)}": OurStep(program_of(ticket), device, batch, dtype, TIMESTEP)
-        for dtype in _dtypes(ticket, device)
-    }
+    return OurStep(program_of(ticket), device, batch, dtype, TIMESTEP)
 
 
 def _dtypes(ticket: StepTicket, device: Device) -> tuple[torch.dtype, ...]:
+    """Our engine's; with single weights also float16, whose sums are packed."""
     single = ticket.pattern == "element" and ticket.sparsity > 0
     return device.dtypes if single else device.dtypes[:1]
 
 
-def build(ticket: StepTicket, batch: int, dtype: torch.dtype) -> None:
-    """Make our engine, run it and forget it: its kernels are then compiled."""
-    from gpu.ours import OurStep
+def build(engines: Sequence[tuple[StepTicket, int, str]], part: int, parts: int) -> None:
+    """Launch every ``parts``-th step of our engines and forget it: its kernels are then compiled.
 
-    OurStep(program_of(ticket), Gpu(), batch, dtype, TIMESTEP)
+    A process takes the same places of all of them, as those share most kernels.
+    """
+    from sparse_ddpm.engine.cuda import CudaEngine
+
+    for ticket, batch, dtype in engines:
+        engine = CudaEngine(program_of(ticket), batch, dtype)
+        for launches in list(engine._launches.steps.values())[part::parts]:
+            for launch in launches:
+                launch()
 
 
 def _peer(
