@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_ddpm.engine import Engine, make_engine
+from sparse_ddpm.engine import DeviceSampler, Engine, make_engine
 from sparse_ddpm.errors import ConfigError, expected
 from sparse_ddpm.lower import lower
 from sparse_ddpm.sampling import make_table, sample_loop, to_uint8
 from sparse_ddpm.ticket import Ticket, load_ticket, shipped_ticket_path
 
+DEFAULT_BATCHES = {"cuda": 256}
+"""Images that go through the engine together unless the caller says otherwise, by device."""
 DEFAULT_BATCH = 16
-"""Images that go through the engine together unless the caller says otherwise."""
+"""Of the devices that are not there."""
 
 
 class Sampler:
@@ -106,7 +108,7 @@ class Sampler:
             if value is not None and (type(value) is not int or value < low):
                 raise ConfigError(expected(what, f"an integer of at least {low}", repr(value)))
         table = make_table(self.ticket.diffusion, sampler=sampler, steps=steps, eta=eta)
-        batch = min(n, DEFAULT_BATCH if batch_size is None else batch_size)
+        batch = min(n, self.batch_size if batch_size is None else batch_size)
         shape = self.program.input_shape
         images = np.empty((n, *shape), dtype=np.float32)
         scheduled: set[int] = set()
@@ -116,15 +118,30 @@ class Sampler:
                 if engine.batch not in scheduled:
                     engine.set_schedule(table.timesteps)
                     scheduled.add(engine.batch)
-                images[start:stop] = sample_loop(
-                    engine.run,
-                    table,
-                    seed=seed,
-                    image_indices=np.arange(start, stop),
-                    shape=shape,
-                    callback=bar.step,
-                )
+                indices = np.arange(start, stop)
+                if isinstance(engine, DeviceSampler):
+                    images[start:stop] = engine.sample(
+                        table.coefficients,
+                        clip=table.clip,
+                        seed=seed,
+                        image_indices=indices,
+                        progress=bar.step,
+                    )
+                else:
+                    images[start:stop] = sample_loop(
+                        engine.run,
+                        table,
+                        seed=seed,
+                        image_indices=indices,
+                        shape=shape,
+                        callback=bar.step,
+                    )
         return images
+
+    @property
+    def batch_size(self) -> int:
+        """Images that go through the engine together unless `sample` is told otherwise."""
+        return DEFAULT_BATCHES.get(self._device, DEFAULT_BATCH)
 
     def engine(self, batch: int) -> Engine:
         """The engine for ``batch`` images at once, planned on first use. Raises `EngineError`."""
@@ -166,7 +183,7 @@ class _Progress:
 
             self._bar = tqdm(total=total, unit="step", desc="sampling", leave=False, disable=None)
 
-    def step(self, _index: int, _x: NDArray[np.float32]) -> None:
+    def step(self, _index: int, _x: object = None) -> None:
         if self._bar is not None:
             self._bar.update()
 

@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from sparse_ddpm.engine import DeviceSampler
 from sparse_ddpm.engine.reference import ReferenceEngine
 from sparse_ddpm.errors import EngineError
 from sparse_ddpm.lower import lower
 from sparse_ddpm.program import Program
+from sparse_ddpm.sampling import make_table, sample_loop
 from sparse_ddpm.ticket import UNetConfig, synthetic_ticket
 
 TIMESTEPS = np.array([0, 30, 999])
-TINY = UNetConfig(dim=8, dim_mults=(1, 2), channels=3, image_size=8, groups=4, heads=2, dim_head=8)
+TINY = UNetConfig(dim=8, dim_mults=(1, 2), channels=3, image_size=4, groups=4, heads=2, dim_head=8)
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +38,7 @@ def dtypes(triton_dtypes: Any) -> list[str]:
     return [str(dtype).removeprefix("torch.") for dtype in triton_dtypes]
 
 
-def images(batch: int, size: int = 8, seed: int = 0) -> NDArray[np.float32]:
+def images(batch: int, size: int = 4, seed: int = 0) -> NDArray[np.float32]:
     rng = np.random.default_rng(seed)
     return rng.standard_normal((batch, 3, size, size), dtype=np.float32)
 
@@ -84,7 +86,7 @@ def test_images_do_not_depend_on_the_batch(program: Program, triton_dtypes: Any)
     outputs = []
     dtype = dtypes(triton_dtypes)[0]
     for part in (x, x[4:5]):
-        with CudaEngine(program, len(part), dtype, kernel="panels:16") as engine:
+        with CudaEngine(program, len(part), dtype, kernel="cudnn") as engine:
             engine.set_schedule(TIMESTEPS)
             outputs.append(engine.run(part, 0))
     assert relative(outputs[0][4:5], outputs[1]) < tolerance(dtype)
@@ -105,6 +107,64 @@ def test_a_new_schedule_takes_effect(program: Program, triton_dtypes: Any) -> No
         assert np.array_equal(engine.run(x, 2), first)
         with pytest.raises(EngineError, match="step: expected 0 to 2, got 3"):
             engine.run(x, 3)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpm++"])
+def test_images_are_those_of_the_sampling_loop(
+    program: Program, triton_dtypes: Any, sampler: str
+) -> None:
+    from sparse_ddpm.engine.cuda import CudaEngine
+
+    ticket = synthetic_ticket(TINY, 0.8, "vector:4")
+    table = make_table(ticket.diffusion, sampler=sampler, steps=3)
+    reference = ReferenceEngine(program, 2)
+    reference.set_schedule(table.timesteps)
+    indices = np.array([5, 2**40])
+    shape = program.input_shape
+    wanted = sample_loop(reference.run, table, seed=7, image_indices=indices, shape=shape)
+    dtype = dtypes(triton_dtypes)[0]
+    with CudaEngine(program, 2, dtype, kernel="cudnn") as engine:
+        assert isinstance(engine, DeviceSampler)
+        engine.set_schedule(table.timesteps)
+        seen: list[int] = []
+        got = engine.sample(
+            table.coefficients,
+            clip=table.clip,
+            seed=7,
+            image_indices=indices,
+            progress=seen.append,
+        )
+    assert seen == [0, 1, 2]
+    assert np.abs(got - wanted).max() < {"float32": 1e-4, "float16": 5e-2}[dtype]
+
+
+@pytest.mark.usefixtures("triton_device")
+def test_the_api_draws_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparse_ddpm.api import Sampler
+
+    ticket = synthetic_ticket(TINY, 0.0, "element")
+    with Sampler(ticket, device="cuda", dtype="float32") as sampler:
+        assert sampler.batch_size == 256
+        engine = sampler.engine(1)
+        monkeypatch.setattr(engine, "run", None)
+        one = sampler.sample(1, steps=1)
+    with Sampler(ticket, device="numpy") as sampler:
+        other = sampler.sample(1, steps=1)
+    assert np.abs(one.astype(int) - other).max() <= 1
+
+
+def test_an_output_that_is_not_finite_is_an_error(program: Program, triton_dtypes: Any) -> None:
+    from sparse_ddpm.engine.cuda import CudaEngine
+
+    table = np.zeros((3, 7))
+    table[:, 2] = np.inf  # r: the state of step 1
+    table[:, 0] = 1.0
+    with CudaEngine(program, 1, dtypes(triton_dtypes)[0], kernel="cudnn") as engine:
+        engine.set_schedule(TIMESTEPS)
+        with pytest.raises(EngineError, match="network output in step 1: expected finite"):
+            engine.sample(table, clip=False, seed=0, image_indices=np.array([0]))
+        with pytest.raises(EngineError, match=r"coefficients: expected \(3, 7\)"):
+            engine.sample(table[:2], clip=False, seed=0, image_indices=np.array([0]))
 
 
 def test_halos_stay_zero(program: Program, triton_dtypes: Any) -> None:

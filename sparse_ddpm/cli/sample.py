@@ -33,7 +33,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--steps", type=common.positive, default=50, help="default: 50")
     parser.add_argument("--eta", type=float, help="noise of ddim, 0 to 1 (default: 0)")
     parser.add_argument("--seed", type=common.natural, default=0, help="default: 0")
-    parser.add_argument("--batch", type=common.positive, help="images at once (default: 16)")
+    parser.add_argument(
+        "--batch", type=common.positive, help="images at once (default: 16, on a GPU 256)"
+    )
     common.add_engine(parser)
     common.add_dtype(parser)
     common.add_json(parser)
@@ -44,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     """Draw, write, report."""
     import numpy as np
 
-    from sparse_ddpm.api import DEFAULT_BATCH, Sampler
+    from sparse_ddpm.api import Sampler
     from sparse_ddpm.engine import default_dtype
     from sparse_ddpm.errors import ConfigError, expected
     from sparse_ddpm.files import write_atomically
@@ -68,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
             progress=True,
         )
         seconds = time.perf_counter() - start
-        engine = sampler.engine(min(args.n, args.batch or DEFAULT_BATCH)).description
+        engine = sampler.engine(min(args.n, args.batch or sampler.batch_size)).description
     if suffix == ".npy":
         write_atomically(args.output, lambda file: np.save(file, images))
     else:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,6 +97,23 @@ class Engine(ABC):
 
     def close(self) -> None:  # noqa: B027 - nothing to release unless an engine says so
         """Release what the engine holds outside Python."""
+
+
+@runtime_checkable
+class DeviceSampler(Protocol):
+    """An engine that also makes the sampler's steps, so that images stay on its device."""
+
+    def sample(
+        self,
+        coefficients: NDArray[Any],
+        *,
+        clip: bool,
+        seed: int,
+        image_indices: NDArray[Any],
+        progress: Callable[[int], object] = ...,
+    ) -> Images:
+        """Images ``image_indices`` of ``seed``; ``coefficients`` ``[S, 7]``: a table's columns."""
+        ...
 
 
 def check_batch(batch: object) -> int:

@@ -45,6 +45,11 @@ class Table:
     v: NDArray[np.float64]
     clip: bool
 
+    @property
+    def coefficients(self) -> NDArray[np.float64]:
+        """All columns in their order, ``[S, 7]``."""
+        return np.stack([getattr(self, name) for name in COLUMNS], axis=1)
+
     def __post_init__(self) -> None:
         timesteps = _frozen(self.timesteps, np.int64)
         if timesteps.ndim != 1 or not len(timesteps):

@@ -74,7 +74,7 @@ class Layout:
         return self.plane, self.row, self.images, 1
 
     def offset(self, channel: int, dy: int = 0, dx: int = 0) -> int:
-        """From a pixel of channel 0 to the one ``dy`` rows below and ``dx`` right in ``channel``."""
+        """From a pixel of channel 0 to one of ``channel``, ``dy`` rows below, ``dx`` right."""
         return channel * self.plane + dy * self.row + dx * self.images
 
     def allocate(self, dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sparse_ddpm.engine.base import Engine, Images, check_batch, check_timesteps
 from sparse_ddpm.engine.cuda.launches import Launches
 from sparse_ddpm.engine.cuda.plan import CudaPlan, make_cuda_plan
+from sparse_ddpm.engine.cuda.sampler import SamplerState
 from sparse_ddpm.engine.cuda.tuned import Tuned, layer_key
 from sparse_ddpm.errors import EngineError, expected
 from sparse_ddpm.program import Conv, Program
@@ -85,6 +86,7 @@ class CudaEngine(Engine):
         self._graphs: dict[str, torch.cuda.CUDAGraph] = {}
         self._table = np.zeros((0, self._launches.films.width), np.float32)
         self._tracer: CudaEngine | None = self if keep_all else None
+        self._state: SamplerState | None = None
         self._timesteps: NDArray[np.float64] | None = None
 
     @property
@@ -157,7 +159,7 @@ class CudaEngine(Engine):
         """One step on what lies on the device (`input`, `step`), to `output`; does not wait."""
         if self._poison:
             self._launches.poison()
-        self._go("step", self._launches.run)
+        self._graph("step", self._launches.run)()
 
     @property
     def input(self) -> torch.Tensor:
@@ -174,11 +176,48 @@ class CudaEngine(Engine):
         """Int32 ``[1]`` on the device: the row of the time table that `replay` takes."""
         return self._launches.step
 
-    def _go(self, name: str, body: Callable[[], None]) -> None:
-        """Run ``body``, as a CUDA graph captured once where graphs are wanted."""
+    def sample(
+        self,
+        coefficients: NDArray[Any],
+        *,
+        clip: bool,
+        seed: int,
+        image_indices: NDArray[Any],
+        progress: Callable[[int], object] = lambda step: None,
+    ) -> Images:
+        """Draw images ``image_indices`` ``[batch]`` of ``seed`` without leaving the device.
+
+        ``coefficients`` ``[S, 7]``: p, q, r, s, w, u, v of a sampler's table, whose timesteps
+        `set_schedule` was given; ``clip``: its own. A step is one CUDA graph, noise, update and
+        counter included. ``progress(step)`` is called as each step is queued. Float32
+        ``[batch, C, H, W]``, in [-1, 1] where ``clip``. Raises `EngineError` for an output of the
+        network that is not finite.
+        """
+        if np.shape(coefficients) != (len(self._table), 7):
+            shape = (len(self._table), 7)
+            raise EngineError(expected("coefficients", shape, np.shape(coefficients)))
+        if np.shape(image_indices) != (self.batch,):
+            got = np.shape(image_indices)
+            raise EngineError(expected("image_indices", (self.batch,), got))
+        if self._poison:
+            self._launches.poison()
+        state = self._state
+        if state is None:
+            state = self._state = SamplerState(self._launches, self.batch)
+        if state.set_table(np.asarray(coefficients, dtype=np.float32)):
+            self._graphs.clear()
+        self._launches.step.zero_()  # the first run, before the capture, reads its row
+        run = self._graph(f"sample clip={clip}", lambda: state.step(clip))
+        state.begin(seed, image_indices)
+        for step in range(len(coefficients)):
+            run()
+            progress(step)
+        return state.finish()
+
+    def _graph(self, name: str, body: Callable[[], None]) -> Callable[[], None]:
+        """``body``, as a CUDA graph where graphs are wanted: captured once, and run once before."""
         if not self._captured:
-            body()
-            return
+            return body
         if name not in self._graphs:
             # The first call compiles kernels, which a capture does not allow.
             aside = torch.cuda.Stream()
@@ -190,7 +229,8 @@ class CudaEngine(Engine):
             with torch.cuda.graph(graph):
                 body()
             self._graphs[name] = graph
-        self._graphs[name].replay()
+        replay: Callable[[], None] = self._graphs[name].replay
+        return replay
 
     def trace(self, x: Images, step: int) -> dict[str, Images]:
         """As `run`, but every value by name; the first call plans a second engine."""

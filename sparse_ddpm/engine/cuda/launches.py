@@ -155,11 +155,18 @@ class Launches:
         return False
 
     def run(self) -> None:
-        """All launches of a step, the output's store included."""
-        for launches in self.steps.values():
-            for launch in launches:
-                launch()
+        """All launches of a step, from `x` to `output`."""
+        for launch in self.steps[self.plan.program.input]:
+            launch()
+        self.network()
         self.store()
+
+    def network(self) -> None:
+        """The operations alone, from the input's view to the output's."""
+        for name, launches in self.steps.items():
+            if name != self.plan.program.input:
+                for launch in launches:
+                    launch()
 
     def _float(self, array: NDArray[Any]) -> torch.Tensor:
         # A copy: arrays of a Program are read-only, which torch does not know.
@@ -379,8 +386,7 @@ class Launches:
         size, stride = operation.size, conv.stride
         weight = operation.weight.to_dense().reshape(len(out), -1, size, size)
         form = torch.channels_last
-        filters = torch.from_numpy(weight).to(self.device, self.dtype)
-        filters = filters.contiguous(memory_format=form)
+        filters = self._float(weight).to(self.dtype).contiguous(memory_format=form)
         offset = None if bias is None else bias.to(self.dtype)
 
         def launch() -> None:
