@@ -1,7 +1,7 @@
 """Everything that is measured on a GPU, in one command: correctness, whole steps, limits, layers.
 
 python benchmarks/gpu_suite.py --out DIR [--minutes 8.5] [--section NAME ...] [--fresh] [--retry]
-                               [--dry-run]
+                               [--dry-run] [--commit HASH]
 
 Runs from a checkout, without installing. Each section writes DIR/<section>.json after every
 measurement; what is there already is kept if the sources it depends on, the device and the
@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 
 from gpu.budget import Budget, OutOfTime
 from gpu.report import FILES, SECTIONS, write_summary
-from gpu.results import DeviceLost, forget
+from gpu.results import RUNNING, DeviceLost, forget
 from gpu.supervise import DONE, GAVE_UP, LOST, OUT_OF_TIME, supervise
 
 from sparse_ddpm.errors import SparseDDPMError
@@ -55,6 +55,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--fresh", action="store_true", help="measure anew what DIR holds")
     parser.add_argument("--retry", action="store_true", help="measure anew what failed")
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, interpreted, tiny")
+    parser.add_argument("--commit", help="of a checkout without git's folder")
     parser.add_argument("--worker", type=float, metavar="END", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
@@ -88,6 +89,7 @@ def watch(options: argparse.Namespace, given: list[str]) -> int:
     except KeyboardInterrupt:
         print("gpu_suite: interrupted", file=sys.stderr)
     finally:
+        (options.out / RUNNING).unlink(missing_ok=True)
         write_summary(options.out)
         print(f"gpu_suite: {options.out / 'summary.md'}", flush=True)
     return status
@@ -100,7 +102,8 @@ def work(options: argparse.Namespace) -> int:
         os.environ["TRITON_INTERPRET"] = "1"
     from gpu.sections import Suite
 
-    suite = Suite(options.out, Budget(options.worker), typed(options), dry=options.dry_run)
+    budget, command = Budget(options.worker), typed(options)
+    suite = Suite(options.out, budget, command, dry=options.dry_run, commit=options.commit)
     status = DONE
     try:
         for section in options.section:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -72,7 +74,7 @@ def test_dry_run_of_everything(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*"))
 
     before = {path: path.read_bytes() for path in tmp_path.glob("*.json")}
-    again = run("--out", str(tmp_path), "--dry-run", "--section", "correctness", "step", "layers")
+    again = run("--out", str(tmp_path), "--dry-run", "--section", "ceilings", "compiled")
     assert again.returncode == 0
     kept = {path: path.read_bytes() for path in tmp_path.glob("*.json")}
     assert kept == before
@@ -390,3 +392,48 @@ def test_limits_are_compiled_to_what_they_measure(monkeypatch: pytest.MonkeyPatc
     assert ".cg" in read.ptx
     assert arithmetic.sass.count("FFMA") >= 8
     assert read.spills == arithmetic.spills == 0
+
+
+def test_kernels_of_a_step_are_compiled_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from gpu.steps import build
+    from gpu.tickets import program_of, settings
+
+    from sparse_ddpm.engine.cuda import launches
+
+    ticket = settings(True).tickets[0]
+    ran: list[str] = []
+    make = launches.Launches.__init__
+
+    def counted(self: Any, *arguments: Any, **named: Any) -> None:
+        make(self, *arguments, **named)
+        for name in self.steps:
+            self.steps[name] = [lambda name=name: ran.append(name)]
+
+    monkeypatch.setattr(launches.Launches, "__init__", counted)
+    for part in range(2):
+        build([(ticket, 3, "float32")], part, 2)
+    assert len(ran) == len(set(ran))
+    assert program_of(ticket).output in ran
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="processes are seen in /proc")
+def test_an_interruption_writes_the_summary_and_leaves_no_process(tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    suite = subprocess.Popen(
+        [sys.executable, str(SUITE), "--out", str(tmp_path), "--dry-run"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    end = time.monotonic() + 60.0
+    while not (tmp_path / "correctness.json").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    suite.send_signal(signal.SIGTERM)
+    assert suite.wait(timeout=30.0) == 1
+    assert "## Correctness" in (tmp_path / "summary.md").read_text()
+    assert not list(tmp_path.glob(".*"))
+    left = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            left += [path] if str(tmp_path).encode() in path.read_bytes() else []
+    assert not left

@@ -42,10 +42,10 @@ def fingerprint(kind: str, root: Path = ROOT) -> str:
     return found.hexdigest()[:12]
 
 
-def commit() -> dict[str, Any]:
-    """``commit`` and whether files differ from it; None where git cannot say."""
+def commit(named: str | None = None) -> dict[str, Any]:
+    """``commit`` and whether files differ from it: ``named`` and None where git cannot say."""
     head, changes = (_run("git", "rev-parse", "HEAD"), _run("git", "status", "--porcelain"))
-    return {"commit": head, "modified": None if changes is None else bool(changes)}
+    return {"commit": head or named, "modified": None if changes is None else bool(changes)}
 
 
 def device(dry: bool) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def device(dry: bool) -> dict[str, Any]:
     return {"name": found.name, **rest, **_driver()}
 
 
-def about(dry: bool, command: Sequence[str]) -> dict[str, Any]:
+def about(dry: bool, command: Sequence[str], commit_named: str | None = None) -> dict[str, Any]:
     """What every section's file begins with. ``command``: what was typed."""
     import torch
 
@@ -77,7 +77,7 @@ def about(dry: bool, command: Sequence[str]) -> dict[str, Any]:
     return {
         "device": device(dry),
         "versions": {**known, "cuda": torch.version.cuda, "cudnn": _cudnn()},
-        **commit(),
+        **commit(commit_named),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(command),
         "machine": machine(),

@@ -34,6 +34,7 @@ class Results:
         self.folder, self.section, self.about, self.budget = folder, section, about, budget
         self.path = folder / f"{section}.json"
         self.rows: dict[str, Row] = {}
+        self._texts: dict[str, str] = {}
         found = read(self.path)
         if found is not None:
             device, here = found["about"]["device"]["name"], about["device"]["name"]
@@ -93,15 +94,8 @@ class Results:
     def put(self, row: Row) -> None:
         """Add or replace one row and write the file."""
         self.rows[row["key"]] = row
-        _write(
-            self.path,
-            {
-                "schema": 1,
-                "section": self.section,
-                "about": self.about,
-                "rows": list(self.rows.values()),
-            },
-        )
+        self._texts.pop(row["key"], None)
+        _write_rows(self.path, self.section, self.about, self.rows, self._texts)
 
 
 def forget(path: Path, *, failed_only: bool) -> None:
@@ -110,7 +104,8 @@ def forget(path: Path, *, failed_only: bool) -> None:
     if found is None or not failed_only:
         path.unlink(missing_ok=True)
         return
-    _write(path, {**found, "rows": [row for row in found["rows"] if "failed" not in row]})
+    rows = {row["key"]: row for row in found["rows"] if "failed" not in row}
+    _write_rows(path, found["section"], found["about"], rows, {})
 
 
 def read(path: Path) -> dict[str, Any] | None:
@@ -135,6 +130,19 @@ def bury(folder: Path, reason: str) -> str | None:
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _write_rows(
+    path: Path, section: str, about: dict[str, Any], rows: dict[str, Row], texts: dict[str, str]
+) -> None:
+    """A line a row. ``texts``: of the rows, kept, as all are written again after each."""
+    for key, row in rows.items():
+        if key not in texts:
+            texts[key] = json.dumps(row, allow_nan=False)
+    head = json.dumps({"schema": 1, "section": section, "about": about}, indent=1)
+    lines = ",\n".join(texts[key] for key in rows)
+    text = f'{head[:-2]},\n "rows": [\n{lines}\n]\n}}\n'
     write_atomically(path, lambda file: file.write(text.encode()))
 
 

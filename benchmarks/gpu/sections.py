@@ -14,26 +14,32 @@ from gpu.peers import settle
 from gpu.results import Results
 from sparse_ddpm.errors import EngineError, expected
 
-FILES = {"tuned": "step"}
-"""Sections that share the file of another."""
-
 
 class Suite:
     """Runs sections by name. Raises `EngineError` where there is no GPU and no dry run."""
 
-    def __init__(self, folder: Path, budget: Budget, command: Sequence[str], *, dry: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        budget: Budget,
+        command: Sequence[str],
+        *,
+        dry: bool,
+        commit: str | None = None,
+    ) -> None:
         self.folder, self.budget, self.dry = folder, budget, dry
         if not self.dry and not torch.cuda.is_available():
             wanted = "a GPU and a torch built for it (or --dry-run)"
             raise EngineError(expected("device", wanted, f"torch {torch.__version__}"))
         self.device: Device = Interpreter() if self.dry else Gpu()
         settle(self.device)
-        self.about = about(self.dry, command)
+        self.about = about(self.dry, command, commit)
         self.gpu = "interpreter" if dry else self.about["device"]["name"]
 
     def run(self, section: str) -> None:
         """Measure what is missing of ``section``."""
-        results = Results(self.folder, FILES.get(section, section), self.about, self.budget)
+        file = "step" if section == "tuned" else section
+        results = Results(self.folder, file, self.about, self.budget)
         match section:
             case "correctness":
                 from gpu import correctness

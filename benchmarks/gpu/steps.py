@@ -8,14 +8,15 @@ that a drift of the GPU between the two shows.
 from __future__ import annotations
 
 import functools
+import math
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
+from gpu.correctness import short
 from gpu.devices import Device, Recording
 from gpu.peers import Peer
 from gpu.prebuild import Task, prebuild, workers
@@ -35,7 +36,7 @@ from gpu.tickets import (
 SAMPLES, BURST = 25, 1e-2
 TOLERANCES = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 5e-2}
 """Of a whole step: relative RMS error against float64, to be timed at all."""
-AUTOTUNE = "compile max-autotune"
+AUTOTUNE, COMPILE, EAGER = "compile max-autotune", "compile", "eager"
 
 
 class Step(Protocol):
@@ -48,6 +49,25 @@ class Step(Protocol):
     def output(self, x: Images) -> Images: ...
 
 
+Make = Mapping[str, Callable[[], Step]]
+
+
+class Peers:
+    """torch at one batch size, in each mode built once and loaded with a ticket."""
+
+    def __init__(self, device: Device, batch: int) -> None:
+        self.device, self.batch = device, batch
+        self._made: dict[str, Peer] = {}
+
+    def get(self, ticket: StepTicket, mode: str) -> Peer:
+        program = program_of(ticket)
+        if mode in self._made:
+            self._made[mode].load(program)
+        else:
+            self._made[mode] = Peer(program, self.device, self.batch, mode, TIMESTEP)
+        return self._made[mode]
+
+
 def key(ticket: StepTicket, batch: int) -> str:
     return f"{ticket.name}, batch {batch}"
 
@@ -55,7 +75,7 @@ def key(ticket: StepTicket, batch: int) -> str:
 def run(results: Results, device: Device, source: str, settings: Settings) -> None:
     """Our engine and eager torch: a row for each ticket and batch."""
     missing = [
-        (ticket, batch, _short(dtype))
+        (ticket, batch, short(dtype))
         for batch in settings.batches
         for ticket in settings.tickets
         for dtype in _dtypes(ticket, device)
@@ -68,20 +88,18 @@ def run(results: Results, device: Device, source: str, settings: Settings) -> No
         ]
         prebuild(tasks, results.budget, processes=parts, limit=120.0)
     for batch in settings.batches:
-        eager: dict[str, Peer] = {}
-
-        def measure(ticket: StepTicket, batch: int = batch, eager: Any = eager) -> Row:
-            make = {
-                f"ours {_short(dtype)}": functools.partial(_ours, ticket, device, batch, dtype)
+        peers = Peers(device, batch)
+        for ticket in settings.tickets:
+            make: Make = {
+                f"ours {short(dtype)}": functools.partial(_ours, ticket, device, batch, dtype)
                 for dtype in _dtypes(ticket, device)
             }
-            again = next(iter(make))
-            make["eager"] = functools.partial(_peer, eager, ticket, device, batch, "eager")
-            return compare(ticket, batch, make, device, again=again)
-
-        for ticket in settings.tickets:
             results.measure(
-                key(ticket, batch), source, lambda t=ticket: measure(t), seconds=15.0, limit=150.0
+                key(ticket, batch),
+                source,
+                functools.partial(compare, ticket, make, peers),
+                seconds=15.0 if device.measured else 1.0,
+                limit=150.0,
             )
 
 
@@ -96,24 +114,18 @@ def run_tuned(
     from gpu.tuning import tune_step
 
     for batch in settings.batches:
-        eager: dict[str, Peer] = {}
-
-        def measure(ticket: StepTicket, batch: int = batch, eager: Any = eager) -> Row:
-            make = {
-                f"ours tuned {_short(dtype)}": functools.partial(
+        peers = Peers(device, batch)
+        for ticket in settings.tickets:
+            make: Make = {
+                f"ours tuned {short(dtype)}": functools.partial(
                     tune_step, ticket, device, batch, dtype, table, results.budget
                 )
                 for dtype in _dtypes(ticket, device)
             }
-            again = next(iter(make))
-            make["eager"] = functools.partial(_peer, eager, ticket, device, batch, "eager")
-            return compare(ticket, batch, make, device, again=again)
-
-        for ticket in settings.tickets:
             results.measure(
                 f"{key(ticket, batch)}, tuned",
                 source,
-                lambda t=ticket: measure(t),
+                functools.partial(compare, ticket, make, peers),
                 seconds=60.0 if device.measured else 1.0,
                 limit=400.0,
             )
@@ -124,79 +136,71 @@ def run_compiled(results: Results, device: Device, source: str, settings: Settin
     for batch in settings.batches:
         if all(results.kept(key(ticket, batch), source) for ticket in settings.tickets):
             continue
-        peers: dict[str, Peer] = {}
-
-        def build(mode: str, batch: int = batch, peers: Any = peers) -> Row:
-            begun = time.perf_counter()
-            _peer(peers, settings.tickets[0], device, batch, mode)
-            seconds = time.perf_counter() - begun
-            return {"batch": batch, "build_s": seconds, "brief": f"built in {seconds:.0f} s"}
-
-        for mode in (AUTOTUNE, "compile"):
-            row = results.measure(
+        peers = Peers(device, batch)
+        for mode in (AUTOTUNE, COMPILE):
+            built = results.measure(
                 f"build {mode}, batch {batch}",
                 source,
-                lambda mode=mode: build(mode),
+                functools.partial(_build_peer, settings.tickets[0], peers, mode),
                 seconds=100.0 if device.measured else 1.0,
                 limit=300.0,
                 # What another process built is gone with it.
                 again=True,
             )
-            if "failed" not in row:
+            if "failed" not in built:
                 break
         else:
             continue
-
-        def measure(
-            ticket: StepTicket, batch: int = batch, peers: Any = peers, mode: str = mode
-        ) -> Row:
-            make = {
-                name: functools.partial(_peer, peers, ticket, device, batch, name)
-                for name in (mode, "eager")
-            }
-            return compare(ticket, batch, make, device, again=mode)
-
         for ticket in settings.tickets:
+            make = {mode: functools.partial(peers.get, ticket, mode)}
             results.measure(
-                key(ticket, batch), source, lambda t=ticket: measure(t), seconds=10.0, limit=90.0
+                key(ticket, batch),
+                source,
+                functools.partial(compare, ticket, make, peers),
+                seconds=10.0 if device.measured else 1.0,
+                limit=90.0,
             )
 
 
-def compare(
-    ticket: StepTicket,
-    batch: int,
-    make: Mapping[str, Callable[[], Step]],
-    device: Device,
-    *,
-    again: str,
-) -> Row:
-    """Build; outputs against float64; then times in turns, then what ran inside.
+def _build_peer(ticket: StepTicket, peers: Peers, mode: str) -> Row:
+    begun = time.perf_counter()
+    peers.get(ticket, mode)
+    seconds = time.perf_counter() - begun
+    return {"batch": peers.batch, "build_s": seconds, "brief": f"built in {seconds:.0f} s"}
 
-    What cannot be built, or is wrong, is left out and says so. The engine ``again`` takes part
+
+def compare(ticket: StepTicket, make: Make, peers: Peers) -> Row:
+    """Build ``make`` and eager torch; outputs against float64; then times in turns, and kernels.
+
+    What cannot be built, or is wrong, is left out and says so. The first of ``make`` takes part
     twice: how far its two medians lie apart is the noise.
     """
+    device, batch = peers.device, peers.batch
     x = images(program_of(ticket), batch)
     engines: dict[str, Step] = {}
     found: dict[str, Row] = {}
-    for name, build_engine in make.items():
+    for name, build_engine in {**make, EAGER: lambda: peers.get(ticket, EAGER)}.items():
+        dtype = name.split()[-1] if name.startswith("ours") else short(device.dtypes[0])
+        found[name] = {"dtype": dtype, "error": None}
         try:
-            engines[name] = build_engine()
-            device.synchronize()
+            engine = build_engine()
+            wrong = step_error(ticket, engine.output(x))
         except Exception as reason:
             traceback.print_exc()
-            found[name] = {"failed": f"{type(reason).__name__}: {reason}"[:800]}
-            engines.pop(name, None)
-    for name, engine in engines.items():
-        dtype = name.split()[-1] if name.startswith("ours") else _short(device.dtypes[0])
-        wrong = step_error(ticket, engine.output(x))
-        found[name] = {"dtype": dtype, "error": wrong if np.isfinite(wrong) else None}
-        if not wrong <= TOLERANCES[dtype]:
+            found[name]["failed"] = f"{type(reason).__name__}: {reason}"[:800]
+            continue
+        if math.isfinite(wrong):
+            found[name]["error"] = wrong
+        # A comparison with NaN is false, so NaN is wrong too.
+        if wrong <= TOLERANCES[dtype]:
+            engines[name] = engine
+        else:
             most = TOLERANCES[dtype]
             found[name]["failed"] = f"error: expected at most {most:g}, got {wrong:.1e}."
-    right = [name for name in engines if "failed" not in found[name]]
-    order = [*right, *[name for name in right if name == again]]
-    times = device.play([engines[name].recording for name in order], samples=SAMPLES, burst=BURST)
     row: Row = {"ticket": ticket.name, "batch": batch, "engines": found}
+    again = [name for name in list(make)[:1] if name in engines]
+    order = [*engines, *again]
+    times = device.play([engines[name].recording for name in order], samples=SAMPLES, burst=BURST)
     for name, timing in zip(order, times, strict=True):
         if "us" in found[name]:
             row["noise"] = abs(timing.median / (found[name]["us"] * 1e-6) - 1.0)
@@ -205,10 +209,11 @@ def compare(
         # What interprets our kernels is no profile of them.
         if device.measured or not name.startswith("ours"):
             found[name]["kernels"] = kernels(engines[name].recording, device)
-    times_said = [f"{name} {found[name]['us'] / 1e3:.3f} ms" for name in right]
-    wrong_said = [f"{name} failed" for name in make if name not in right]
-    row["brief"] = ", ".join(times_said + wrong_said)
-    return row
+    said = [
+        f"{name} {engine['us'] / 1e3:.3f} ms" if "us" in engine else f"{name} failed"
+        for name, engine in found.items()
+    ]
+    return {**row, "brief": ", ".join(said)}
 
 
 def _ours(ticket: StepTicket, device: Device, batch: int, dtype: torch.dtype) -> Step:
@@ -235,19 +240,3 @@ def build(engines: Sequence[tuple[StepTicket, int, str]], part: int, parts: int)
         for launches in list(engine._launches.steps.values())[part::parts]:
             for launch in launches:
                 launch()
-
-
-def _peer(
-    peers: dict[str, Peer], ticket: StepTicket, device: Device, batch: int, mode: str
-) -> Peer:
-    """The peer of ``mode``, made once and loaded with ``ticket``."""
-    program = program_of(ticket)
-    if mode in peers:
-        peers[mode].load(program)
-    else:
-        peers[mode] = Peer(program, device, batch, mode, TIMESTEP)
-    return peers[mode]
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

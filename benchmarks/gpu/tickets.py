@@ -46,9 +46,9 @@ def settings(dry: bool) -> Settings:
     """The table of tickets; in a dry run small ones of the same kinds."""
     if dry:
         tiny = UNetConfig(
-            dim=16, dim_mults=(1,), channels=3, image_size=2, groups=4, heads=1, dim_head=16
+            dim=8, dim_mults=(1,), channels=3, image_size=2, groups=4, heads=1, dim_head=8
         )
-        return Settings((StepTicket(tiny, "vector:16", 0.8),), (3,))
+        return Settings((StepTicket(tiny, "vector:8", 0.8),), (3,))
     paper = PRESETS["paper"]
     kinds = (("vector:32", 0.95), ("vector:32", 0.99), ("element", 0.99), ("element", 0.0))
     return Settings(tuple(StepTicket(paper, *kind) for kind in kinds), (16, 256, 1))
