@@ -37,6 +37,7 @@ from gpu.results import RUNNING, DeviceLost, forget
 from gpu.supervise import DONE, GAVE_UP, LOST, OUT_OF_TIME, supervise
 
 from sparse_ddpm.errors import SparseDDPMError
+from sparse_ddpm.files import sweep
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -90,6 +91,7 @@ def watch(options: argparse.Namespace, given: list[str]) -> int:
         print("gpu_suite: interrupted", file=sys.stderr)
     finally:
         (options.out / RUNNING).unlink(missing_ok=True)
+        sweep(options.out)
         write_summary(options.out)
         print(f"gpu_suite: {options.out / 'summary.md'}", flush=True)
     return status
