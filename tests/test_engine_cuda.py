@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from sparse_ddpm.errors import EngineError
 from sparse_ddpm.lower import lower
 from sparse_ddpm.program import Program
 from sparse_ddpm.sampling import make_table, sample_loop
-from sparse_ddpm.ticket import UNetConfig, synthetic_ticket
+from sparse_ddpm.ticket import UNetConfig, save_ticket, synthetic_ticket
 
 TIMESTEPS = np.array([0, 30, 999])
 TINY = UNetConfig(dim=8, dim_mults=(1, 2), channels=3, image_size=4, groups=4, heads=2, dim_head=8)
@@ -165,6 +167,39 @@ def test_an_output_that_is_not_finite_is_an_error(program: Program, triton_dtype
             engine.sample(table, clip=False, seed=0, image_indices=np.array([0]))
         with pytest.raises(EngineError, match=r"coefficients: expected \(3, 7\)"):
             engine.sample(table[:2], clip=False, seed=0, image_indices=np.array([0]))
+
+
+def test_what_is_tuned_is_used(
+    program: Program, triton_dtypes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sparse_ddpm.cli.main import main
+    from sparse_ddpm.engine.cuda import CudaEngine
+    from sparse_ddpm.engine.cuda.engine import gpu_name
+    from sparse_ddpm.engine.cuda.tune import tune
+    from sparse_ddpm.engine.cuda.tuned import Tuned
+
+    dtype = dtypes(triton_dtypes)[0]
+    triton = pytest.importorskip("triton")
+    table = Tuned(gpu_name(), triton.__version__)
+    told: list[tuple[int, int, str]] = []
+    found = tune(program, 1, dtype, table, kinds=1, tiles=1, progress=lambda *now: told.append(now))
+    assert found == len(table.layers) == told[-1][0] == told[-1][1]
+    assert tune(program, 1, dtype, table) == 0
+    for key, layer in table.layers.items():
+        assert {"cudnn"} < layer.times.keys(), key
+        table.layers[key] = replace(layer, times={k: float(k == "cudnn") for k in layer.times})
+    x = images(1)
+    reference = ReferenceEngine(program, 1)
+    reference.set_schedule(TIMESTEPS)
+    with CudaEngine(program, 1, dtype, tuned=table) as engine:
+        kinds = {step.conv.choice.kind for step in engine.plan.steps if step.conv is not None}
+        assert "cudnn" not in kinds
+        engine.set_schedule(TIMESTEPS)
+        assert relative(engine.run(x, 2), reference.run(x, 2)) < tolerance(dtype)
+    monkeypatch.setenv("SPARSE_DDPM_TUNED", str(tmp_path))
+    table.save()
+    save_ticket(synthetic_ticket(TINY, 0.8, "vector:4"), tmp_path / "ticket.pt")
+    assert main(["tune", str(tmp_path / "ticket.pt"), "--batch", "1", "--dtype", dtype]) == 0
 
 
 def test_halos_stay_zero(program: Program, triton_dtypes: Any) -> None:

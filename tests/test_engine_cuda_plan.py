@@ -13,11 +13,11 @@ import pytest
 from sparse_ddpm.accounting import account
 from sparse_ddpm.engine.cuda.choose import KINDS, choose_kernel, group_of
 from sparse_ddpm.engine.cuda.plan import CudaPlan, make_cuda_plan
-from sparse_ddpm.engine.cuda.tuned import Measured, Tuned, layer_key
+from sparse_ddpm.engine.cuda.tuned import Measured, Tuned, layer_key, layer_of
 from sparse_ddpm.errors import EngineError
 from sparse_ddpm.formats import CSR
 from sparse_ddpm.lower import lower
-from sparse_ddpm.program import Concat, Conv, NormAct, Program, SpaceToDepth
+from sparse_ddpm.program import Concat, Conv, NormAct, Program, SpaceToDepth, Upsample2x
 from sparse_ddpm.program.operations import inputs_of
 from sparse_ddpm.ticket import PRESETS, UNetConfig, synthetic_ticket
 
@@ -88,8 +88,10 @@ def test_norms_and_space_to_depth_are_done_on_the_way(small: Program) -> None:
     fused = [step for step in plan.steps if len(step.operations) > 1]
     strided = [s for s in fused if isinstance(s.operations[0], SpaceToDepth)]
     normed = [s for s in fused if isinstance(s.operations[-1], NormAct)]
+    doubled = [s for s in fused if isinstance(s.operations[0], Upsample2x)]
     assert strided
     assert normed
+    assert doubled
     assert not any(isinstance(step.operation, SpaceToDepth) for step in plan.steps)
     # A norm of a convolution with panels is either done there or given its moments.
     for step in plan.steps:
@@ -135,16 +137,22 @@ def test_measured_times_replace_estimates() -> None:
     chosen = choose_kernel(conv(64, 576, 0.01), (64, 32, 32), 8, "float16", measured=times)
     assert (chosen.kind, chosen.measured) == ("cudnn", True)
     assert "measured" in chosen.reason
-    late = {"cudnn": 2.0}
-    chosen = choose_kernel(
-        conv(64, 576, 0.01), (64, 32, 32), 8, "float16", measured=times, extra_us=late
-    )
-    assert chosen.kind == "panels:16"
+    late = dict.fromkeys(KINDS, 1e3) | {"panels:16": 0.0}
+    chosen = choose_kernel(conv(64, 576, 0.01), (64, 32, 32), 8, "float16", extra_us=late)
+    assert (chosen.kind, chosen.measured) == ("panels:16", False)
 
 
-def test_a_tuned_table_is_written_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tuned_table_is_written_and_read(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SPARSE_DDPM_TUNED", str(tmp_path))
-    key = layer_key(conv(64, 576, 0.01), (64, 32, 32), 8, "float16")
+    convs = [op for op in program.operations if isinstance(op, Conv)]
+    layers = [layer_of(program, op) for op in convs]
+    keys = [layer_key(layer, 8, "float16") for layer in layers]
+    assert any("with NormAct" in key for key in keys)
+    assert any("with SpaceToDepth" in key for key in keys)
+    assert layer_key(layers[0], 16, "float16") != keys[0] != layer_key(layers[0], 8, "bfloat16")
+    key = keys[0]
     table = Tuned("NVIDIA H200", "3.6.0")
     table.layers[key] = Measured({"elements": 3.5}, {"elements": {"lines": 2}})
     path = table.save()

@@ -106,7 +106,7 @@ def choose_kernel(
     """The kernel of least time for a convolution that makes ``shape`` of ``images`` (padded).
 
     ``force``: one of `KINDS`; ``measured``: microseconds by kind, which then decide;
-    ``extra_us``: what a kind leaves to a kernel after it. Raises `EngineError` for an unknown kind.
+    ``extra_us``: added to a kind's estimate. Raises `EngineError` for an unknown kind.
     """
     if force is not None and force not in KINDS:
         raise EngineError(expected("kernel", f"one of {', '.join(KINDS)}", repr(force)))
@@ -118,9 +118,7 @@ def choose_kernel(
         + extra_us.get(kind, 0.0)
         for kind in KINDS
     }
-    times = estimates
-    if measured:
-        times = {name: time + extra_us.get(name, 0.0) for name, time in measured.items()}
+    times = dict(measured) if measured else estimates
     kind = force if force is not None else min(times, key=lambda name: times[name])
     if kind not in times:
         times = estimates

@@ -16,7 +16,7 @@ from sparse_ddpm.engine.base import Engine, Images, check_batch, check_timesteps
 from sparse_ddpm.engine.cuda.launches import Launches
 from sparse_ddpm.engine.cuda.plan import CudaPlan, make_cuda_plan
 from sparse_ddpm.engine.cuda.sampler import SamplerState
-from sparse_ddpm.engine.cuda.tuned import Tuned, layer_key
+from sparse_ddpm.engine.cuda.tuned import Tuned, layer_key, layer_of
 from sparse_ddpm.errors import EngineError, expected
 from sparse_ddpm.program import Conv, Program
 
@@ -114,7 +114,7 @@ class CudaEngine(Engine):
         images = -(-self.batch // 8) * 8
         return MappingProxyType(
             {
-                op.out: layer_key(op, self.program.shapes[op.out], images, self.dtype)
+                op.out: layer_key(layer_of(self.program, op), images, self.dtype)
                 for op in self.program.operations
                 if isinstance(op, Conv)
             }

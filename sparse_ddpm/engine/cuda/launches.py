@@ -293,12 +293,13 @@ class Launches:
         channels, height, width, images = out.shape
         pixels = height * width
         known = self._tiles.get(operation.out)
+        phases = conv.scale * conv.scale
         tiles = (
             choose_panel_tiles(
-                channels,
-                pixels,
+                channels * phases,
+                pixels // phases,
                 images,
-                conv.choice.entries,
+                conv.choice.entries * phases,
                 group,
                 moments=conv.moments is not None,
                 norm=conv.norm is not None,
@@ -316,6 +317,7 @@ class Launches:
             size=operation.size,
             block_k=tiles.block_k,
             stride=conv.stride,
+            scale=conv.scale,
         ).to(self.device, self.dtype)
         self._workspace.want(tiles.partial_size(channels, pixels, images))
         split = tiles.splits > 1

@@ -32,21 +32,45 @@ DTYPES: Mapping[str, int] = MappingProxyType({"float16": 2, "bfloat16": 2, "floa
 """Precisions of activations and weights, and their bytes; sums are float32 in all of them."""
 
 
+Before = SpaceToDepth | Upsample2x
+"""What a convolution can read without its being made."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ConvStep:
     """A convolution and what runs in the same kernel.
 
-    ``source``: the value it reads; with ``stride`` 2 the input of a space to depth, which is read
-    without being made. ``norm``: a group norm of its output, done before that is stored.
-    ``moments``: mean and squares of the output are stored too, for the norm that follows.
+    ``before``: a space to depth or an upsampling whose result is read without being made.
+    ``norm``: a group norm of its output, done before that is stored. ``moments``: mean and squares
+    of the output are stored too, for the norm that follows.
     """
 
     operation: Conv
     choice: ConvChoice
-    source: str
-    stride: int = 1
+    before: Before | None = None
     norm: NormAct | None = None
     moments: NormAct | None = None
+
+    @property
+    def source(self) -> str:
+        """The value that is read."""
+        return self.operation.x if self.before is None else self.before.x
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the source, across, for one of what is read."""
+        return 2 if isinstance(self.before, SpaceToDepth) else 1
+
+    @property
+    def scale(self) -> int:
+        """Pixels of what is read, across, for one of the source."""
+        return 2 if isinstance(self.before, Upsample2x) else 1
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        """All that is done, in the Program's order."""
+        parts = (self.before, self.operation, self.norm)
+        return tuple(part for part in parts if part is not None)
 
     @property
     def out(self) -> str:
@@ -120,7 +144,7 @@ def make_cuda_plan(
             expected("dtype of the cuda engine", f"one of {', '.join(DTYPES)}", repr(dtype))
         )
     images = padded_images(batch)
-    strided = {} if keep_all else _strided(program)
+    before = {} if keep_all else _before(program)
     convs: dict[str, ConvStep] = {}
     for operation in program.operations:
         if isinstance(operation, Conv):
@@ -129,13 +153,12 @@ def make_cuda_plan(
                 program,
                 images,
                 dtype,
-                strided.get(operation.out),
+                before.get(operation.out),
                 keep_all,
                 kernel,
                 measured.get(operation.out),
             )
-    inside = {before.out for before in strided.values()}
-    inside |= {conv.operation.out for conv in convs.values() if conv.norm is not None}
+    inside = {op.out for conv in convs.values() for op in conv.operations[:-1]}
     normed = {conv.norm.out: conv for conv in convs.values() if conv.norm is not None}
     given = {conv.moments.out for conv in convs.values() if conv.moments is not None}
     stages, steps = [], []
@@ -144,7 +167,7 @@ def make_cuda_plan(
             continue
         conv = normed.get(operation.out, convs.get(operation.out))
         if conv is not None:
-            step = _conv_step(conv, program, strided.get(conv.operation.out))
+            step = _conv_step(conv, program)
             inputs = (conv.source, *((conv.residual,) if conv.residual else ()))
             size = conv.operation.size
             stages.append(Stage(inputs, conv.out, conv.residual, conv.source, size))
@@ -163,14 +186,17 @@ def _uses(program: Program) -> Counter[str]:
     return uses
 
 
-def _strided(program: Program) -> dict[str, SpaceToDepth]:
-    """By 1x1 convolution: the space to depth before it, where nothing else reads that."""
+def _before(program: Program) -> dict[str, Before]:
+    """By convolution: what could be read without being made, as nothing else reads it."""
     uses = _uses(program)
-    made = {op.out: op for op in program.operations if isinstance(op, SpaceToDepth)}
+    made = {op.out: op for op in program.operations if isinstance(op, SpaceToDepth | Upsample2x)}
     return {
         op.out: made[op.x]
         for op in program.operations
-        if isinstance(op, Conv) and op.size == 1 and op.x in made and uses[op.x] == 1
+        if isinstance(op, Conv)
+        and op.x in made
+        and uses[op.x] == 1
+        and (op.size == 1 or isinstance(made[op.x], Upsample2x))
     }
 
 
@@ -179,7 +205,7 @@ def _conv(
     program: Program,
     images: int,
     dtype: str,
-    before: SpaceToDepth | None,
+    before: Before | None,
     keep_all: bool,
     kernel: str | None,
     measured: Mapping[str, float] | None,
@@ -206,34 +232,29 @@ def _conv(
             kind: 0.0 if norm is None or takes_norm(group_of(kind)) else NORM_US for kind in KINDS
         },
     )
-    # cuDNN reads what has been made; our kernels read any layout.
-    source, stride = operation.x, 1
-    if before is not None:
-        source, stride = before.x, 2
+    # Only panels read what is not upsampled, and then leave a norm to others.
+    if isinstance(before, Upsample2x) and (choice.group <= 1 or norm is not None):
+        before = None
     if takes_norm(choice.group):
-        return ConvStep(operation, choice, source, stride, norm=norm)
+        return ConvStep(operation, choice, before, norm=norm)
     moments = norm if norm is not None and choice.group > 1 else None
-    return ConvStep(operation, choice, source, stride, moments=moments)
+    return ConvStep(operation, choice, before, moments=moments)
 
 
-def _conv_step(conv: ConvStep, program: Program, before: SpaceToDepth | None) -> CudaStep:
+def _conv_step(conv: ConvStep, program: Program) -> CudaStep:
     choice, operation = conv.choice, conv.operation
     _, height, width = program.shapes[operation.out]
     name = {0: "cuDNN, dense", 1: "single weights"}.get(choice.group, f"panels G={choice.group}")
-    if before is not None:
-        name += ", space to depth on the way"
+    if conv.before is not None:
+        what = "space to depth" if conv.stride > 1 else "upsampled"
+        name += f", {what} on the way"
     if conv.norm is not None:
         name += f", {_norm_name(conv.norm)}"
     elif conv.moments is not None:
         name += ", moments"
     rows = choice.group if choice.group else operation.weight.shape[0]
-    operations: tuple[Operation, ...] = (operation,)
-    if before is not None:
-        operations = (before, *operations)
-    if conv.norm is not None:
-        operations = (*operations, conv.norm)
     flops = 2 * choice.entries * rows * height * width
-    return CudaStep(operations, name, choice.reason, flops, conv)
+    return CudaStep(conv.operations, name, choice.reason, flops, conv)
 
 
 def _norm_name(operation: NormAct) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,10 @@ from sparse_ddpm_kernels.triton.element_tiles import candidate_element_tiles
 from sparse_ddpm_kernels.triton.layout import padded_images
 from sparse_ddpm_kernels.triton.panel_tiles import candidate_panel_tiles
 
-from sparse_ddpm.engine.cuda.choose import choose_kernel
 from sparse_ddpm.engine.cuda.engine import INTERPRETED, cuda_device
 from sparse_ddpm.engine.cuda.launches import Launch, Launches
-from sparse_ddpm.engine.cuda.plan import make_cuda_plan
-from sparse_ddpm.engine.cuda.tuned import Measured, Tuned, layer_key
+from sparse_ddpm.engine.cuda.plan import CudaPlan, make_cuda_plan
+from sparse_ddpm.engine.cuda.tuned import Measured, Tuned, layer_key, layer_of
 from sparse_ddpm.program import Conv, Program
 
 CALLS, REPLAYS = 20, 9
@@ -48,85 +47,81 @@ def tune(
     ``seconds``: after which no new layer is begun. ``progress(done, total, layer)``: for each.
     """
     images = padded_images(batch)
-    unknown: dict[str, Conv] = {}
+    unknown: dict[str, Program] = {}
     for operation in program.operations:
         if isinstance(operation, Conv):
-            key = layer_key(operation, program.shapes[operation.out], images, dtype)
+            layer = layer_of(program, operation)
+            key = layer_key(layer, images, dtype)
             if key not in table.layers:
-                unknown.setdefault(key, operation)
+                unknown.setdefault(key, layer)
     begin = time.monotonic()
     done = 0
-    for key, operation in unknown.items():
+    for key, layer in unknown.items():
         if time.monotonic() - begin > seconds:
             break
-        progress(done, len(unknown), operation.out)
-        table.layers[key] = measure_layer(operation, program, batch, dtype, kinds, tiles)
+        progress(done, len(unknown), layer.output)
+        table.layers[key] = measure_layer(layer, batch, dtype, kinds, tiles)
         done += 1
     progress(done, len(unknown), "")
     return done
 
 
 def measure_layer(
-    operation: Conv, program: Program, batch: int, dtype: str, kinds: int = 4, tiles: int = 4
+    layer: Program, batch: int, dtype: str, kinds: int = 4, tiles: int = 4
 ) -> Measured:
-    """Microseconds of the best kinds for one convolution, each with its fastest tiles."""
-    alone = replace(operation, residual=None)
-    shape = program.shapes[operation.x]
-    single = Program((alone,), alone.x, shape, alone.out, program.time)
-    images = padded_images(batch)
-    estimates = choose_kernel(alone, single.shapes[alone.out], images, dtype).estimates
+    """Microseconds of the best kinds for one `layer_of`, each with its fastest tiles."""
+    plan = make_cuda_plan(layer, batch, dtype)
+    conv = next(step.conv for step in plan.steps if step.conv is not None)
+    estimates = conv.choice.estimates
     tried = sorted(estimates, key=lambda kind: estimates[kind])[:kinds]
     times: dict[str, float] = {}
     best: dict[str, Mapping[str, Any]] = {}
     for kind in dict.fromkeys((*tried, "cudnn")):
-        for chosen in _candidates(single, alone, images, kind, dtype, batch, tiles):
-            spent = _time(single, alone, batch, dtype, kind, chosen)
+        plan = make_cuda_plan(layer, batch, dtype, kernel=kind)
+        for cut in _candidates(plan, tiles):
+            spent = _time(plan, cut)
             if spent < times.get(kind, float("inf")):
                 times[kind] = spent
-                best[kind] = {} if chosen is None else chosen
-    return Measured(times, {kind: item for kind, item in best.items() if item})
+                best[kind] = cut
+    return Measured(times, {kind: cut for kind, cut in best.items() if cut})
 
 
-def _candidates(
-    program: Program,
-    operation: Conv,
-    images: int,
-    kind: str,
-    dtype: str,
-    batch: int,
-    limit: int,
-) -> list[dict[str, Any] | None]:
-    if kind == "cudnn":
-        return [None]
-    channels, height, width = program.shapes[operation.out]
-    choice = choose_kernel(operation, (channels, height, width), images, dtype, force=kind)
-    if kind == "elements":
-        cut = candidate_element_tiles(channels, height, width, images, choice.entries, limit=limit)
-        return [asdict(item) for item in cut]
+def _candidates(plan: CudaPlan, limit: int) -> list[dict[str, Any]]:
+    """Tiles of the one convolution of a plan; of cuDNN's, none to choose."""
+    conv = next(step.conv for step in plan.steps if step.conv is not None)
+    channels, height, width = plan.program.shapes[conv.operation.out]
+    choice = conv.choice
+    if choice.kind == "cudnn":
+        return [{}]
+    if choice.kind == "elements":
+        slices = candidate_element_tiles(
+            channels, height, width, plan.images, choice.entries, limit=limit
+        )
+        return [asdict(item) for item in slices]
+    phases = conv.scale * conv.scale
     panels = candidate_panel_tiles(
-        channels, height * width, images, choice.entries, choice.group, limit=limit
+        channels * phases,
+        height * width // phases,
+        plan.images,
+        choice.entries * phases,
+        choice.group,
+        moments=conv.moments is not None,
+        norm=conv.norm is not None,
+        limit=limit,
     )
     return [asdict(item) for item in panels]
 
 
-def _time(
-    program: Program,
-    operation: Conv,
-    batch: int,
-    dtype: str,
-    kind: str,
-    tiles: Mapping[str, Any] | None,
-) -> float:
-    """Median microseconds of one launch."""
-    plan = make_cuda_plan(program, batch, dtype, kernel=kind)
-    known = {} if tiles is None else {operation.out: tiles}
-    bound = Launches(plan, cuda_device(), known)
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal(tuple(bound.x.shape), dtype=np.float32)
+def _time(plan: CudaPlan, tiles: Mapping[str, Any]) -> float:
+    """Median microseconds of a layer, whose one convolution has ``tiles``."""
+    conv = next(step.conv for step in plan.steps if step.conv is not None)
+    bound = Launches(plan, cuda_device(), {conv.operation.out: tiles} if tiles else {})
+    x = np.random.default_rng(0).standard_normal(tuple(bound.x.shape), dtype=np.float32)
     bound.x.copy_(torch.from_numpy(x))
-    for launch in bound.steps[program.input]:
+    first, *others = bound.steps.values()
+    for launch in first:
         launch()
-    return time_launches(bound.steps[operation.out])
+    return time_launches([launch for launches in others for launch in launches])
 
 
 def time_launches(launches: list[Launch]) -> float:

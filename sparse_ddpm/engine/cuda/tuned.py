@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ import numpy as np
 from sparse_ddpm.engine.panels import union_columns
 from sparse_ddpm.errors import EngineError, expected
 from sparse_ddpm.files import write_atomically
-from sparse_ddpm.program import Conv
-from sparse_ddpm.program.program import Shape
+from sparse_ddpm.program import Conv, NormAct, Program, SpaceToDepth, Upsample2x
+from sparse_ddpm.program.operations import inputs_of
 
 SCHEMA = 1
 PACKAGED = Path(__file__).parent / "tables"
@@ -82,19 +83,48 @@ def user_folder() -> Path:
     return (Path(cache) if cache else Path.home() / ".cache") / "sparse-ddpm"
 
 
-def layer_key(operation: Conv, shape: Shape, images: int, dtype: str) -> str:
-    """What a layer's time depends on, weights by how many columns rows share: two digits each."""
-    weight = operation.weight
+def layer_of(program: Program, operation: Conv) -> Program:
+    """A convolution with what may run in its kernel, as a Program of its own: what is tuned.
+
+    That is the space to depth or upsampling before it and the norm after it, where nothing else
+    reads what lies between; residuals and what time does to the norm are left out.
+    """
+    uses = Counter(name for op in program.operations for name in inputs_of(op))
+    uses[program.output] += 1
+    before = [
+        op
+        for op in program.operations
+        if isinstance(op, SpaceToDepth | Upsample2x) and op.out == operation.x and uses[op.out] == 1
+    ]
+    after = [
+        replace(op, residual=None, film=None)
+        for op in program.operations
+        if isinstance(op, NormAct)
+        and op.x == operation.out
+        and uses[op.x] == 1
+        and operation.residual is None
+    ]
+    first = before[0].x if before else operation.x
+    last = after[0].out if after else operation.out
+    operations = (*before, replace(operation, residual=None), *after)
+    return Program(operations, first, program.shapes[first], last, program.time)
+
+
+def layer_key(layer: Program, images: int, dtype: str) -> str:
+    """What a `layer_of` takes time for; its weights by how many columns rows share, two digits."""
+    operation = next(op for op in layer.operations if isinstance(op, Conv))
+    others = [type(op).__name__ for op in layer.operations if op is not operation]
+    shape, weight = layer.shapes[operation.out], operation.weight
     stored = weight.stored()
     unions = [
         np.count_nonzero(union_columns(stored, group)) * group / max(stored.size, 1)
         for group in (1, 16, 64)
     ]
     density = " ".join(f"{share:.2g}" for share in unions)
-    residual = " residual" if operation.residual is not None else ""
+    also = f" with {', '.join(others)}" if others else ""
     return (
         f"{weight.shape[0]}x{weight.shape[1]} k{operation.size} {shape[1]}x{shape[2]} "
-        f"n{images} {dtype} density {density}{residual}"
+        f"n{images} {dtype} density {density}{also}"
     )
 
 
