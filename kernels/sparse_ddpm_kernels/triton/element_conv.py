@@ -18,6 +18,12 @@ from sparse_ddpm_kernels.triton.element_tiles import ElementTiles
 from sparse_ddpm_kernels.triton.layout import IMAGES
 from sparse_ddpm_kernels.triton.norm import check_floats, check_view
 
+LEAN = 80
+"""Registers in which short words, float16 sums and tiles that cut an image evenly fit."""
+
+ROOM = 96
+"""Registers in which everything fits."""
+
 TERMS = 8
 """Products that are summed in float16 at most: the kernel's four pairs."""
 
@@ -33,36 +39,46 @@ def _pair(at, ROWS: tl.constexpr, SHORT: tl.constexpr):
 
 
 @triton.jit
-def _value(pixels, word, unit, HALF: tl.constexpr, SHORT: tl.constexpr):
-    """What one entry of each row reads: pixels [1, 1, block], word [SPLIT, ROWS].
-
-    bfloat16 is read in pairs as int32 and taken apart here, which costs a third less than casts.
-    """
+def _entry(
+    word,
+    unit,
+    x_type: tl.constexpr,
+    HALF: tl.constexpr,
+    SHORT: tl.constexpr,
+    EACH: tl.constexpr,
+):
+    """Offset and weight of one entry of each row, [SPLIT, ROWS, 1], of a word [SPLIT, ROWS]."""
     if SHORT:
-        offset = (word >> (32 * HALF)).to(tl.int32) & 0xFFFF
+        entry = (word >> (32 * HALF)).to(tl.int32)
+        offset = entry & 0xFFFF
+        if x_type == tl.int32:
+            weight = (entry & -65536).to(tl.float32, bitcast=True)
+        else:
+            weight = (entry >> 16).to(tl.int16).to(x_type, bitcast=True)
     else:
         offset = word.to(tl.int32)
-    if pixels.dtype.element_ty == tl.int32:
-        pair = tl.load(pixels + (offset * unit * 4)[:, :, None])
-        low = (pair << 16).to(tl.float32, bitcast=True)
-        high = (pair & -65536).to(tl.float32, bitcast=True)
+        weight = (word >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+    return (offset * unit * EACH)[:, :, None], weight[:, :, None]
+
+
+@triton.jit
+def _load(at):
+    """Vectors at [SPLIT, ROWS, block]; pairs of bfloat16, read as int32, become float32.
+
+    To take pairs apart here costs a third less than casts do.
+    """
+    value = tl.load(at)
+    if value.dtype == tl.int32:
+        low = (value << 16).to(tl.float32, bitcast=True)
+        high = (value & -65536).to(tl.float32, bitcast=True)
         value = tl.join(low, high)
         value = tl.reshape(value, [value.shape[0], value.shape[1], 2 * value.shape[2]])
-    else:
-        value = tl.load(pixels + (offset * unit * 8)[:, :, None])
     return value
 
 
 @triton.jit
-def _add(total, value, word, HALF: tl.constexpr, SHORT: tl.constexpr):
-    """``total`` plus one entry of each row, its value times its weight."""
-    if not SHORT:
-        weight = (word >> 32).to(tl.int32).to(tl.float32, bitcast=True)
-    elif value.dtype == tl.float32:
-        weight = ((word >> (32 * HALF)).to(tl.int32) & -65536).to(tl.float32, bitcast=True)
-    else:
-        weight = (word >> (32 * HALF + 16)).to(tl.int16).to(value.dtype, bitcast=True)
-    return tl.fma(value.to(total.dtype), weight.to(total.dtype)[:, :, None], total)
+def _add(total, value, weight):
+    return tl.fma(value.to(total.dtype), weight.to(total.dtype), total)
 
 
 @triton.jit
@@ -130,7 +146,8 @@ def _element_conv(
     block: tl.constexpr = LINES * COLUMNS * NB
     words_apart: tl.constexpr = ROWS if SHORT else 2 * ROWS
     group: tl.constexpr = SPLIT * words_apart
-    each: tl.constexpr = 4 if x.dtype.element_ty == tl.int32 else 8
+    x_type: tl.constexpr = x.dtype.element_ty
+    each: tl.constexpr = 4 if x_type == tl.int32 else 8
     blocks = images8 // (NB // 8)
     tile = tl.program_id(0) // blocks
     line = tile // across * LINES
@@ -149,9 +166,10 @@ def _element_conv(
         at, inside = _place(
             line, column, image8, height, width, residual_row8, images8, LINES, COLUMNS, NB, EVEN
         )
-        source = residual + at[None, :]
+        source = residual + at[None, None, :]
 
     slot = tl.arange(0, ROWS)
+    leads = (tl.arange(0, SPLIT) == 0)[:, None, None]
     words += (tl.arange(0, SPLIT) * words_apart)[:, None] + slot[None, :]
     first = tl.program_id(1)
     step = tl.num_programs(1)
@@ -161,7 +179,6 @@ def _element_conv(
     a0, a1 = _pair(word, ROWS, SHORT)
     b0, b1 = _pair(word + group, ROWS, SHORT)
     c0, c1 = _pair(word + 2 * group, ROWS, SHORT)
-    d0, d1 = _pair(word + 3 * group, ROWS, SHORT)
     for s in range(first, slices, step):
         row = tl.load(rows + s * ROWS + slot)
         following = tl.minimum(s + step, slices - 1)
@@ -170,85 +187,96 @@ def _element_conv(
         mask = (row >= 0)[:, None]
         if not EVEN:
             mask = mask & inside[None, :]
-        if residual is not None:
-            plane = (row * residual_plane8 * 8)[:, None]
-            other = tl.load(source + plane, mask=mask, other=0.0)
-        if bias is not None:
-            constant = tl.load(bias + row, mask=row >= 0, other=0.0)
-
+        # The first of those who share a row starts from bias and residual.
         total = tl.zeros([SPLIT, ROWS, block], tl.float32)
-        groups = end - begin
-        word = words + begin * group
-        for _ in range(groups // 4):
+        if residual is not None:
+            plane = (row * residual_plane8 * 8)[None, :, None]
+            total += tl.load(source + plane, mask=mask[None, :, :] & leads, other=0.0).to(
+                tl.float32
+            )
+        if bias is not None:
+            plane = (row >= 0)[None, :, None] & leads
+            total += tl.load(bias + row[None, :, None], mask=plane, other=0.0)
+
+        # First what does not fill a step of four groups, then whole steps.
+        rest = (end - begin) % 4
+        word = words + (begin + rest) * group
+        d0, d1 = _pair(word, ROWS, SHORT)
+        e0, e1 = _pair(word + group, ROWS, SHORT)
+        f0, f1 = _pair(word + 2 * group, ROWS, SHORT)
+        g0, g1 = _pair(word + 3 * group, ROWS, SHORT)
+        c0 = tl.where(rest >= 2, c0, a0)
+        c1 = tl.where(rest >= 2, c1, a1)
+        a0o, a0w = _entry(a0, unit, x_type, 0, SHORT, each)
+        a1o, a1w = _entry(a1, unit, x_type, 1, SHORT, each)
+        b0o, b0w = _entry(b0, unit, x_type, 0, SHORT, each)
+        b1o, b1w = _entry(b1, unit, x_type, 1, SHORT, each)
+        c0o, c0w = _entry(c0, unit, x_type, 0, SHORT, each)
+        c1o, c1w = _entry(c1, unit, x_type, 1, SHORT, each)
+        part = tl.zeros([SPLIT, ROWS, block], tl.float16 if PACKED else tl.float32)
+        if rest >= 2:
+            a0v = _load(pixels + a0o)
+            a1v = _load(pixels + a1o)
+            b0v = _load(pixels + b0o)
+            b1v = _load(pixels + b1o)
+            part = _add(part, a0v, a0w)
+            part = _add(part, a1v, a1w)
+            part = _add(part, b0v, b0w)
+            part = _add(part, b1v, b1w)
+        if rest % 2 == 1:
+            c0v = _load(pixels + c0o)
+            c1v = _load(pixels + c1o)
+            part = _add(part, c0v, c0w)
+            part = _add(part, c1v, c1w)
+        total += part.to(tl.float32)
+
+        for _ in range((end - begin) // 4):
             word += 4 * group
-            a0v = _value(pixels, a0, unit, 0, SHORT)
-            a1v = _value(pixels, a1, unit, 1, SHORT)
-            b0v = _value(pixels, b0, unit, 0, SHORT)
-            b1v = _value(pixels, b1, unit, 1, SHORT)
-            c0v = _value(pixels, c0, unit, 0, SHORT)
-            c1v = _value(pixels, c1, unit, 1, SHORT)
-            d0v = _value(pixels, d0, unit, 0, SHORT)
-            d1v = _value(pixels, d1, unit, 1, SHORT)
-            e0, e1 = _pair(word, ROWS, SHORT)
-            f0, f1 = _pair(word + group, ROWS, SHORT)
-            g0, g1 = _pair(word + 2 * group, ROWS, SHORT)
-            h0, h1 = _pair(word + 3 * group, ROWS, SHORT)
+            d0o, d0w = _entry(d0, unit, x_type, 0, SHORT, each)
+            d1o, d1w = _entry(d1, unit, x_type, 1, SHORT, each)
+            e0o, e0w = _entry(e0, unit, x_type, 0, SHORT, each)
+            e1o, e1w = _entry(e1, unit, x_type, 1, SHORT, each)
+            f0o, f0w = _entry(f0, unit, x_type, 0, SHORT, each)
+            f1o, f1w = _entry(f1, unit, x_type, 1, SHORT, each)
+            g0o, g0w = _entry(g0, unit, x_type, 0, SHORT, each)
+            g1o, g1w = _entry(g1, unit, x_type, 1, SHORT, each)
+            d0v = _load(pixels + d0o)
+            d1v = _load(pixels + d1o)
+            e0v = _load(pixels + e0o)
+            e1v = _load(pixels + e1o)
+            f0v = _load(pixels + f0o)
+            f1v = _load(pixels + f1o)
+            g0v = _load(pixels + g0o)
+            g1v = _load(pixels + g1o)
+            h0, h1 = _pair(word, ROWS, SHORT)
+            i0, i1 = _pair(word + group, ROWS, SHORT)
+            j0, j1 = _pair(word + 2 * group, ROWS, SHORT)
+            k0, k1 = _pair(word + 3 * group, ROWS, SHORT)
             part = total
             if PACKED:
                 part = tl.zeros([SPLIT, ROWS, block], tl.float16)
-            part = _add(part, a0v, a0, 0, SHORT)
-            part = _add(part, a1v, a1, 1, SHORT)
-            part = _add(part, b0v, b0, 0, SHORT)
-            part = _add(part, b1v, b1, 1, SHORT)
-            part = _add(part, c0v, c0, 0, SHORT)
-            part = _add(part, c1v, c1, 1, SHORT)
-            part = _add(part, d0v, d0, 0, SHORT)
-            part = _add(part, d1v, d1, 1, SHORT)
+            part = _add(part, d0v, d0w)
+            part = _add(part, d1v, d1w)
+            part = _add(part, e0v, e0w)
+            part = _add(part, e1v, e1w)
+            part = _add(part, f0v, f0w)
+            part = _add(part, f1v, f1w)
+            part = _add(part, g0v, g0w)
+            part = _add(part, g1v, g1w)
             if PACKED:
                 total += part.to(tl.float32)
             else:
                 total = part
-            a0, a1, b0, b1, c0, c1, d0, d1 = e0, e1, f0, f1, g0, g1, h0, h1
+            d0, d1, e0, e1, f0, f1, g0, g1 = h0, h1, i0, i1, j0, j1, k0, k1
 
-        # The next slice's first words, while this one ends.
-        word = words + next_begin * group
-        e0, e1 = _pair(word, ROWS, SHORT)
-        f0, f1 = _pair(word + group, ROWS, SHORT)
-        g0, g1 = _pair(word + 2 * group, ROWS, SHORT)
-        h0, h1 = _pair(word + 3 * group, ROWS, SHORT)
-        rest = groups % 4
-        part = total
-        if PACKED:
-            part = tl.zeros([SPLIT, ROWS, block], tl.float16)
-        if rest >= 2:
-            a0v = _value(pixels, a0, unit, 0, SHORT)
-            a1v = _value(pixels, a1, unit, 1, SHORT)
-            b0v = _value(pixels, b0, unit, 0, SHORT)
-            b1v = _value(pixels, b1, unit, 1, SHORT)
-            part = _add(part, a0v, a0, 0, SHORT)
-            part = _add(part, a1v, a1, 1, SHORT)
-            part = _add(part, b0v, b0, 0, SHORT)
-            part = _add(part, b1v, b1, 1, SHORT)
-            a0, a1 = c0, c1
-        if rest % 2 == 1:
-            a0v = _value(pixels, a0, unit, 0, SHORT)
-            a1v = _value(pixels, a1, unit, 1, SHORT)
-            part = _add(part, a0v, a0, 0, SHORT)
-            part = _add(part, a1v, a1, 1, SHORT)
-        if PACKED:
-            total += part.to(tl.float32)
-        else:
-            total = part
-
+        begin, end = next_begin, next_end
+        word = words + begin * group
+        a0, a1 = _pair(word, ROWS, SHORT)
+        b0, b1 = _pair(word + group, ROWS, SHORT)
+        c0, c1 = _pair(word + 2 * group, ROWS, SHORT)
         value = tl.sum(total, axis=0)
-        if bias is not None:
-            value += constant[:, None]
-        if residual is not None:
-            value += other.to(tl.float32)
         plane = (row * out_plane8 * 8)[:, None]
         tl.store(target + plane, value.to(out.dtype.element_ty), mask=mask)
-        begin, end = next_begin, next_end
-        a0, a1, b0, b1, c0, c1, d0, d1 = e0, e1, f0, f1, g0, g1, h0, h1
 
 
 def element_conv(
@@ -296,6 +324,9 @@ def element_conv(
     down, across = tiles.pixel_tiles(height, width)
     slices = len(weights.rows) // weights.slice_rows
     other = out if residual is None else residual
+    packed = packed_half and x.dtype == torch.float16
+    even = height % tiles.lines == 0 and width % tiles.columns == 0
+    least = LEAN if weights.short and packed and even else ROOM
     grid = (down * across * (images // tiles.nb), min(tiles.parts, slices))
     _element_conv[grid](
         x.view(torch.int32) if x.dtype == torch.bfloat16 else x,
@@ -324,11 +355,11 @@ def element_conv(
         NB=tiles.nb,
         STRIDE=stride,
         SHORT=weights.short,
-        PACKED=packed_half and x.dtype == torch.float16,
-        EVEN=height % tiles.lines == 0 and width % tiles.columns == 0,
+        PACKED=packed,
+        EVEN=even,
         num_warps=tiles.warps,
         num_stages=1,
-        maxnreg=tiles.registers,
+        maxnreg=max(tiles.registers, least),
         enable_fp_fusion=True,
     )
 

@@ -25,8 +25,8 @@ class ElementTiles:
 
     Then those of its next slice: ``parts`` programs share the slices of a layer. ``split``: parts
     of a row that are summed up side by side. ``slice_rows`` and ``split`` are those of the packed
-    weights. ``registers``: that a thread may have; with 80 or more its eight loads of a step are
-    under way together. Powers of two, but for ``parts`` and ``registers``.
+    weights. ``registers``: that a thread may have, if what it does fits them; with 80 the eight
+    loads of a step are under way together. Powers of two, but for ``parts`` and ``registers``.
     """
 
     lines: int
