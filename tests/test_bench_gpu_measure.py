@@ -174,7 +174,7 @@ def test_kernels_of_a_step_are_compiled_in_parts(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(launches.Launches, "__init__", counted)
     for part in range(2):
-        build([(ticket, 3, "float32")], part, 2)
+        build([(ticket, 3, "float32", False)], part, 2)
     assert len(ran) == len(set(ran))
     assert program_of(ticket).output in ran
 

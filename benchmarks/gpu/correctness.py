@@ -17,15 +17,17 @@ from gpu.budget import Budget
 from gpu.devices import Device
 from gpu.prebuild import Task, prebuild, workers
 from gpu.results import Results, Row
+from gpu.tickets import StepTicket, settings
 from gpu.values import TOLERANCES
 
 Case = Callable[[torch.device, torch.dtype], "Outcome"]
+ENGINE = "gpu.cases_engine"
 MODULES = (
     "gpu.cases_conv",
     "gpu.cases_norm",
     "gpu.cases_attention",
     "gpu.cases_data",
-    "gpu.cases_engine",
+    ENGINE,
 )
 """Each has ``cases(dry) -> Mapping[str, Case]``, named ``kernel: what``."""
 
@@ -66,12 +68,22 @@ def run(results: Results, device: Device, source: str, budget: Budget, *, dry: b
         for dtype in device.dtypes
         if results.kept(key(name, dtype), source) is None
     ]
-    if device.measured:
+    if device.measured and wanted:
+        parts = workers()
         tasks: list[Task] = [
             ("gpu.correctness", "build", (name, module, str(device.torch_device), dtype))
             for name, module, dtype in wanted
+            if module != ENGINE
         ]
-        prebuild(tasks, budget, processes=workers(), limit=100.0)
+        engines = [
+            (ticket, batch, short(dtype), keep_all)
+            for ticket, batch in whole_steps()
+            for dtype in device.dtypes
+            for keep_all in (False, True)
+        ]
+        if any(module == ENGINE for _, module, _ in wanted):
+            tasks += [("gpu.steps", "build", (engines, part, parts)) for part in range(parts)]
+        prebuild(tasks, budget, processes=parts, limit=120.0)
     for name, (_, case) in found.items():
         for dtype in device.dtypes:
             results.measure(
@@ -81,6 +93,13 @@ def run(results: Results, device: Device, source: str, budget: Budget, *, dry: b
                 seconds=3.0,
                 limit=40.0,
             )
+
+
+def whole_steps() -> list[tuple[StepTicket, int]]:
+    """Tickets and the batch size of the engine's cases."""
+    from gpu.cases_engine import BATCH
+
+    return [(ticket, BATCH) for ticket in settings(False).tickets]
 
 
 def build(name: str, module: str, device: str, dtype: torch.dtype) -> None:

@@ -23,7 +23,6 @@ from gpu.layer_peers import Prepared
 from gpu.prebuild import Task, prebuild, workers
 from gpu.problems import DENSE, Grid, Problem
 from gpu.results import Results, Row
-from gpu.tables import Table
 from gpu.values import TOLERANCES, error
 
 BSR = "block:32x32"
@@ -46,7 +45,6 @@ def run(
     source: str,
     budget: Budget,
     grid: Grid,
-    table: Table,
 ) -> None:
     """A row for each problem of ``grid``; then torch.compile, a row for each shape."""
     problems = grid.problems()
@@ -54,14 +52,13 @@ def run(
     if device.measured and missing:
         prebuild(build_tasks(missing), budget, processes=workers(), limit=90.0)
     for problem in problems:
-        row = results.measure(
+        results.measure(
             problem.name,
             source,
             lambda problem=problem: measure(problem, device),
             seconds=4.0,
             limit=90.0,
         )
-        table.add(problem, row)
     for problem in problems:
         if problem.pattern == DENSE:
             results.measure(

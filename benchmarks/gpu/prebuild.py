@@ -6,11 +6,12 @@ here fails again where it is measured, and is reported there.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import multiprocessing
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -18,6 +19,8 @@ from gpu.budget import Budget
 
 Task = tuple[str, str, tuple[Any, ...]]
 """Module, function of it, arguments."""
+
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def workers() -> int:
@@ -39,8 +42,9 @@ def prebuild(tasks: Sequence[Task], budget: Budget, *, processes: int, limit: fl
     running: list[BaseProcess] = [
         context.Process(target=_work, args=(share,), daemon=True) for share in shares
     ]
-    for process in running:
-        process.start()
+    with _one_thread_each():
+        for process in running:
+            process.start()
     end = start + min(limit, budget.left / 4)
     for process in running:
         process.join(max(0.0, end - time.monotonic()))
@@ -51,6 +55,21 @@ def prebuild(tasks: Sequence[Task], budget: Budget, *, processes: int, limit: fl
     seconds = time.monotonic() - start
     print(f"prebuild: {len(tasks)} tasks in {count} processes, {seconds:.0f} s", flush=True)
     return seconds
+
+
+@contextlib.contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Libraries started meanwhile take one thread: as many processes as cores are enough."""
+    before = {name: os.environ.get(name) for name in THREADS}
+    os.environ.update(dict.fromkeys(THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _work(tasks: Sequence[Task]) -> None:

@@ -12,7 +12,7 @@ from gpu.results import Row, read
 from sparse_ddpm.files import write_atomically
 
 FILES = ("correctness", "step", "ceilings", "compiled", "layers")
-SECTIONS = (*FILES, "tuned")
+SECTIONS = ("correctness", "step", "ceilings", "compiled", "tuned", "layers")
 """The most valuable first; each fills one file, but ``tuned`` that of ``step``."""
 
 FLOORS = {

@@ -34,7 +34,6 @@ class Suite:
         self.device: Device = Interpreter() if self.dry else Gpu()
         settle(self.device)
         self.about = about(self.dry, command, commit)
-        self.gpu = "interpreter" if dry else self.about["device"]["name"]
 
     def run(self, section: str) -> None:
         """Measure what is missing of ``section``."""
@@ -63,17 +62,12 @@ class Suite:
                 steps.run_compiled(results, self.device, fingerprint("peers"), settings(self.dry))
             case "tuned":
                 from gpu import steps
-                from gpu.tables import Table
                 from gpu.tickets import settings
 
-                source, table = fingerprint("ours"), Table(self.folder, self.gpu)
-                steps.run_tuned(results, self.device, source, settings(self.dry), table)
+                steps.run_tuned(results, self.device, fingerprint("ours"), settings(self.dry))
             case "layers":
                 from gpu import layers
                 from gpu.problems import DRY, Grid
-                from gpu.tables import Table
 
-                table = Table(self.folder, self.gpu)
                 grid = DRY if self.dry else Grid()
-                source = fingerprint("ours")
-                layers.run(results, self.device, source, self.budget, grid, table)
+                layers.run(results, self.device, fingerprint("ours"), self.budget, grid)

@@ -22,7 +22,6 @@ from gpu.peers import Peer
 from gpu.prebuild import Task, prebuild, workers
 from gpu.profile import kernels
 from gpu.results import Results, Row
-from gpu.tables import Table
 from gpu.tickets import (
     TIMESTEP,
     Images,
@@ -75,7 +74,7 @@ def key(ticket: StepTicket, batch: int) -> str:
 def run(results: Results, device: Device, source: str, settings: Settings) -> None:
     """Our engine and eager torch: a row for each ticket and batch."""
     missing = [
-        (ticket, batch, short(dtype))
+        (ticket, batch, short(dtype), False)
         for batch in settings.batches
         for ticket in settings.tickets
         for dtype in _dtypes(ticket, device)
@@ -103,16 +102,15 @@ def run(results: Results, device: Device, source: str, settings: Settings) -> No
             )
 
 
-def run_tuned(
-    results: Results, device: Device, source: str, settings: Settings, table: Table
-) -> None:
+def run_tuned(results: Results, device: Device, source: str, settings: Settings) -> None:
     """Our engine once more, the kernels of its convolutions measured first.
 
-    What is measured goes to ``table``; where the time is short, the rest is left to estimates, and
-    the next run goes on.
+    What is measured goes to a table beside the results; where the time is short, the rest is left
+    to estimates.
     """
-    from gpu.tuning import tune_step
+    from gpu.tuning import Table, tune_step
 
+    table = Table(results.folder)
     for batch in settings.batches:
         peers = Peers(device, batch)
         for ticket in settings.tickets:
@@ -228,15 +226,16 @@ def _dtypes(ticket: StepTicket, device: Device) -> tuple[torch.dtype, ...]:
     return device.dtypes if single else device.dtypes[:1]
 
 
-def build(engines: Sequence[tuple[StepTicket, int, str]], part: int, parts: int) -> None:
+def build(engines: Sequence[tuple[StepTicket, int, str, bool]], part: int, parts: int) -> None:
     """Launch every ``parts``-th step of our engines and forget it: its kernels are then compiled.
 
-    A process takes the same places of all of them, as those share most kernels.
+    ``engines``: ticket, batch, dtype, and whether every value is kept, as for a trace. A process
+    takes the same places of all of them, as those share most kernels.
     """
     from sparse_ddpm.engine.cuda import CudaEngine
 
-    for ticket, batch, dtype in engines:
-        engine = CudaEngine(program_of(ticket), batch, dtype)
+    for ticket, batch, dtype, keep_all in engines:
+        engine = CudaEngine(program_of(ticket), batch, dtype, keep_all=keep_all)
         for launches in list(engine._launches.steps.values())[part::parts]:
             for launch in launches:
                 launch()
