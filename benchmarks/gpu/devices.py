@@ -84,6 +84,10 @@ class Device(ABC):
     def memory(self, *, reset: bool = False) -> tuple[int, int]:
         """Bytes that tensors take now, and at most since the last ``reset``."""
 
+    def release(self) -> None:
+        """Give memory that nothing holds back, that of graphs that are gone too."""
+        self.synchronize()
+
     def play(
         self, recordings: Sequence[Recording], *, samples: int = 20, burst: float = 2e-3
     ) -> list[Timing]:
@@ -179,6 +183,10 @@ class Gpu(Device):
 
     def synchronize(self) -> None:
         torch.cuda.synchronize()
+
+    def release(self) -> None:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
 
     def memory(self, *, reset: bool = False) -> tuple[int, int]:
         torch.cuda.synchronize()
