@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,7 +57,7 @@ class OurStep:
             "build_s": round(seconds, 2),
         }
         steps = self.engine.plan.steps
-        self.details = {
+        self.details: dict[str, Any] = {
             "plan": dict(Counter(step.kernel for step in steps)),
             "measured_layers": sum(step.conv.choice.measured for step in steps if step.conv),
         }

@@ -42,8 +42,8 @@ class Step(Protocol):
     """An engine with one step ready to be replayed."""
 
     recording: Recording
-    bytes: Mapping[str, float]
-    details: Mapping[str, Any]
+    bytes: dict[str, float]
+    details: dict[str, Any]
 
     def output(self, x: Images) -> Images: ...
 
