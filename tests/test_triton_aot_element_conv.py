@@ -12,22 +12,9 @@ pytest.importorskip("torch")
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from sparse_ddpm_kernels.triton.element_conv import LEAN, ROOM
+from sparse_ddpm_kernels.triton.element_kernel import SIZES
 from sparse_ddpm_kernels.triton.element_tiles import ElementTiles, choose_element_tiles
 from triton_aot import Compiled, Kernel, compile_kernels
-
-SIZES = (
-    "height",
-    "width",
-    "images8",
-    "x_row8",
-    "first8",
-    "out_plane8",
-    "out_row8",
-    "residual_plane8",
-    "residual_row8",
-    "across",
-    "slices",
-)
 
 TERMS = 8 + 4 + 2
 """Of the loop, and of what is left after it."""
@@ -57,8 +44,8 @@ def kernel(
     if target != "gfx942":
         options["maxnreg"] = tiles.registers
     return Kernel(
-        module="sparse_ddpm_kernels.triton.element_conv",
-        name="_element_conv",
+        module="sparse_ddpm_kernels.triton.element_kernel",
+        name="element_conv_kernel",
         signature={**pointers, **dict.fromkeys((*SIZES, *(["unit"] if short else [])), "i32")},
         constants={
             **({} if short else {"unit": 1}),

@@ -20,6 +20,9 @@ COPY, UPSAMPLE, TO_DEPTH = 0, 1, 2
 
 WARP = 32
 
+TURN_SIZES = ("batch", "pixels", "width", "images8", "plane8", "row8")
+"""Of which no value is compiled for by itself."""
+
 
 @dataclass(frozen=True, slots=True)
 class MoveTiles:
@@ -134,7 +137,20 @@ def add_reference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return a + b
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=(
+        "channels",
+        "pixels",
+        "width",
+        "images8",
+        "x_plane8",
+        "x_row8",
+        "other_plane8",
+        "other_row8",
+        "out_plane8",
+        "out_row8",
+    )
+)
 def _move_pixels(
     x,
     other,
@@ -248,7 +264,7 @@ def _corners(
     return x + image[:, None] * elements + element[None, :], mask, view, inside, image
 
 
-@triton.jit
+@triton.jit(do_not_specialize=TURN_SIZES)
 def _load(
     x, view, batch, elements, pixels, width, images8, plane8, row8,
     PIXELS: tl.constexpr, NB: tl.constexpr,
@@ -260,7 +276,7 @@ def _load(
     tl.store(target, value, mask=inside & (image < images8 * 8)[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=TURN_SIZES)
 def _store(
     x, view, batch, elements, pixels, width, images8, plane8, row8,
     PIXELS: tl.constexpr, NB: tl.constexpr,
