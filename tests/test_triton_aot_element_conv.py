@@ -28,6 +28,7 @@ def kernel(
     packed: bool = True,
     even: bool = True,
     residual: bool = True,
+    scale: int = 1,
     target: str = "sm_90",
 ) -> Kernel:
     pointers = {
@@ -56,6 +57,7 @@ def kernel(
             "COLUMNS": tiles.columns,
             "NB": tiles.nb,
             "STRIDE": 1,
+            "SCALE": scale,
             "SHORT": short,
             "PACKED": packed,
             "EVEN": even,
@@ -115,6 +117,7 @@ KERNELS = {
     "long": kernel(ROOMY, short=False),
     "bfloat16": kernel(ROOMY, dtype="bf16", packed=False),
     "float16, float32 sums": kernel(ROOMY, packed=False),
+    "upsampled": kernel(replace(BIG, registers=ROOM), scale=2),
     "edges": kernel(replace(BIG, registers=ROOM), even=False),
     "long edges": kernel(replace(BIG, registers=ROOM), short=False, even=False),
     **{f"chosen {i}": kernel(tiles) for i, tiles in enumerate(CHOSEN)},
@@ -178,8 +181,8 @@ def test_chosen_tiles(number: int, compiled: dict[str, Compiled]) -> None:
     assert made.sass.count("HFMA2 ") == 4 * TERMS
 
 
-@pytest.mark.parametrize("name", ["edges", "long edges"])
-def test_tiles_that_stick_out(name: str, compiled: dict[str, Compiled]) -> None:
+@pytest.mark.parametrize("name", ["edges", "long edges", "upsampled"])
+def test_vectors_stay(name: str, compiled: dict[str, Compiled]) -> None:
     made = compiled[name]
     assert made.spills == 0
     assert made.sass.count("LDG.E.128") == TERMS + 1

@@ -26,7 +26,9 @@ ACCURACY = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 """Of the largest output: float16 rounds once to 11 bits, and up to eight times on the way."""
 
 
-def pack(weight: Any, x: Layout, tiles: ElementTiles, stride: int = 1) -> PackedSlices:
+def pack(
+    weight: Any, x: Layout, tiles: ElementTiles, stride: int = 1, scale: int = 1
+) -> PackedSlices:
     panels = make_panels(CSR.from_dense(weight.reshape(len(weight), -1)), 1)
     return pack_slices(
         panels.ptr,
@@ -38,6 +40,7 @@ def pack(weight: Any, x: Layout, tiles: ElementTiles, stride: int = 1) -> Packed
         slice_rows=tiles.slice_rows,
         split=tiles.split,
         stride=stride,
+        scale=scale,
     )
 
 
@@ -67,9 +70,10 @@ def halo_is_zero(storage: Any, layout: Layout) -> bool:
     return not rest.any()
 
 
-def dense(x: Any, weight: Any, bias: Any, residual: Any, stride: int = 1) -> Any:
-    """In float64, ``[Cout, H, W, N]``; with a stride the input is first taken apart."""
+def dense(x: Any, weight: Any, bias: Any, residual: Any, stride: int = 1, scale: int = 1) -> Any:
+    """In float64, ``[Cout, H, W, N]``; x is first taken apart, or upsampled."""
     images = x.double().permute(3, 0, 1, 2)
+    images = images.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
     if stride == 2:
         images = torch.nn.functional.pixel_unshuffle(images, 2)
     kernel = torch.from_numpy(weight).to(x.device, x.dtype).double()
@@ -92,16 +96,21 @@ def check(
     with_bias: bool = True,
     with_residual: bool = True,
     stride: int = 1,
+    scale: int = 1,
     packed_half: bool = True,
     accuracy: float | None = None,
 ) -> None:
     rng = np.random.default_rng(0)
     cout, cin, side, _ = weight.shape
     images = padded_images(batch)
-    reach = stride * (side // 2)
+    reach = stride * -(-(side // 2) // scale)
     height, width = size
     like = Layout(
-        cin // stride**2, height * stride, width * stride, images, reach if halo is None else halo
+        cin // stride**2,
+        height * stride // scale,
+        width * stride // scale,
+        images,
+        reach if halo is None else halo,
     )
     place = Layout(cout, height, width, images, halo=1)
     x = filled(rng, like, dtype, device)
@@ -110,16 +119,17 @@ def check(
         bias = torch.from_numpy(rng.standard_normal(cout, dtype=np.float32)).to(device)
     residual = filled(rng, Layout(cout, height, width, images, 2), dtype, device)
     residual = residual if with_residual else None
-    packed = pack(weight, like, tiles, stride)
+    packed = pack(weight, like, tiles, stride, scale)
     weights = packed.to(device, dtype)
     storage, out = poisoned(place, dtype, device)
     element_conv(
         x, weights, out, bias=bias, residual=residual, tiles=tiles, packed_half=packed_half
     )
-    wanted = dense(x, weight, bias, residual, stride)
+    wanted = dense(x, weight, bias, residual, stride, scale)
     again = element_conv_reference(x, weights, bias=bias, residual=residual)
     bound = float(wanted.abs().max())
-    assert float((again - wanted).abs().max()) <= 1e-9 * bound
+    # Taps that meet are rounded once more.
+    assert float((again - wanted).abs().max()) <= (1e-9 if scale == 1 else ACCURACY[dtype]) * bound
     error = float((out.double() - wanted).abs().max())
     assert error <= (accuracy or ACCURACY[dtype]) * bound
     assert halo_is_zero(storage, place)
@@ -210,6 +220,24 @@ def test_space_to_depth_is_read_in_place(side: int, triton_device: Any, triton_d
     weight = sparse(np.random.default_rng(6), (5, 8, side, side), 0.4)
     for dtype in triton_dtypes:
         check(weight, (3, 4), 8, SMALL, triton_device, dtype, stride=2)
+
+
+@pytest.mark.parametrize("side", [1, 3, 5])
+@pytest.mark.parametrize("density", [0.2, 1.0])
+def test_upsampled_input_is_read_in_place(
+    side: int, density: float, triton_device: Any, triton_dtypes: Any
+) -> None:
+    weight = sparse(np.random.default_rng(6), (3, 4, side, side), density)
+    for dtype in triton_dtypes:
+        check(weight, (6, 10), 3, SMALL, triton_device, dtype, scale=2)
+
+
+def test_taps_that_meet_become_one_weight() -> None:
+    weight = np.ones((2, 3, 3, 3), np.float32)
+    packed = pack(weight, Layout(3, 4, 4, 8, 1), SMALL, scale=2)
+    assert packed.entries == 2 * 4 * 3 * 4
+    assert packed.value.sum() == 4 * weight.sum()
+    assert sorted(packed.rows.tolist()) == list(range(8))
 
 
 def test_float16_sums(triton_device: Any) -> None:

@@ -39,11 +39,12 @@ def element_conv(
 ) -> None:
     """``out = weights * x (+ bias) (+ residual)``, cross-correlation with zero "same" padding.
 
-    ``x`` ``[Cin, H * stride, W * stride, N]``, ``out`` and ``residual`` ``[Cout, H, W, N]``: views
-    as in layout.py, of the dtype of the weights; x with the strides of ``weights.x`` and a halo of
-    zeros of at least its reach; residual may be out itself. ``bias``: float32 ``[Cout]``. Rows
-    without weights get bias and residual. ``packed_half``: sum up to `TERMS` products of float16
-    in float16, else all in float32; bfloat16 and float32 are always summed in float32.
+    ``x`` ``[Cin, H * stride / scale, W * stride / scale, N]``, ``out`` and ``residual``
+    ``[Cout, H, W, N]``: views as in layout.py, of the dtype of the weights; x with the strides of
+    ``weights.x`` and a halo of zeros of at least its reach; residual may be out itself. ``bias``:
+    float32 ``[Cout]``. Rows without weights get bias and residual. ``tiles``: of the positions that
+    the output's phases share, where x is upsampled. ``packed_half``: sum up to `TERMS` products of
+    float16 in float16, else all in float32; bfloat16 and float32 are always summed in float32.
     Allocates nothing, does not wait. ValueError for arguments that do not fit together.
     """
     channels, height, width, images = check_view("out", out)
@@ -51,9 +52,12 @@ def element_conv(
     like = weights.x
     if channels != weights.channels:
         raise ValueError(f"out: expected {weights.channels} channels, got {channels}.")
-    stride = weights.stride
-    if tuple(x.shape) != (like.channels, height * stride, width * stride, images):
-        wanted = (like.channels, height * stride, width * stride, images)
+    stride, scale = weights.stride, weights.scale
+    if height % scale or width % scale:
+        raise ValueError(f"out: expected sides in multiples of {scale}, got {height}, {width}.")
+    height, width = height // scale, width // scale
+    wanted = (like.channels, height * stride, width * stride, images)
+    if tuple(x.shape) != wanted:
         raise ValueError(f"x: expected {wanted}, got {tuple(x.shape)}.")
     if x.stride() != like.strides:
         raise ValueError(f"x: expected the packed strides {like.strides}, got {x.stride()}.")
@@ -102,6 +106,7 @@ def element_conv(
         COLUMNS=tiles.columns,
         NB=tiles.nb,
         STRIDE=stride,
+        SCALE=scale,
         SHORT=weights.short,
         PACKED=packed,
         EVEN=even,
@@ -131,11 +136,14 @@ def element_conv_reference(
         offset = (entries & 0xFFFFFFFF) * IMAGES
         value = (entries >> 32).to(torch.int32).view(torch.float32).double()
     _, high, wide, images = x.shape
-    stride = weights.stride
+    stride, scale = weights.stride, weights.scale
     shape = high // stride, wide // stride, images
     strides = weights.x.row * stride, images * stride, 1
     base = x.storage_offset() + weights.x.offset(0, -weights.reach, -weights.reach)
-    result = torch.zeros(weights.channels, *shape, dtype=torch.float64, device=x.device)
+    result = torch.zeros(
+        weights.channels, shape[0] * scale, shape[1] * scale, images,
+        dtype=torch.float64, device=x.device,
+    )  # fmt: skip
     start = weights.start.tolist()
     for slot, row in enumerate(weights.rows.tolist()):
         owner, inner = divmod(slot, slice_rows)
@@ -145,9 +153,11 @@ def element_conv_reference(
             value[part, ..., inner].flatten().tolist(),
             strict=True,
         )
+        channel, phase = divmod(row, scale * scale)
+        target = result[channel, phase // scale :: scale, phase % scale :: scale]
         for at, weight in pairs:
             if weight != 0.0:
-                result[row] += weight * x.as_strided(shape, strides, base + at).double()
+                target += weight * x.as_strided(shape, strides, base + at).double()
     if bias is not None:
         result += bias.double()[:, None, None, None]
     return result if residual is None else result + residual.double()

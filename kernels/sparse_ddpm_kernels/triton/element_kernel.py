@@ -105,6 +105,15 @@ def _place(
     return tl.max_contiguous(tl.multiple_of(at, EACH), EACH), inside
 
 
+@triton.jit
+def _plane(row, plane8, row8, images8, SCALE: tl.constexpr):
+    """Where rows lie: the pixel of their channel and phase that belongs to x's first."""
+    at = row // (SCALE * SCALE) * plane8
+    if SCALE > 1:
+        at += row // SCALE % SCALE * row8 + row % SCALE * images8
+    return at * 8
+
+
 @triton.jit(do_not_specialize=SIZES)
 def element_conv_kernel(
     x,
@@ -132,6 +141,7 @@ def element_conv_kernel(
     COLUMNS: tl.constexpr,
     NB: tl.constexpr,
     STRIDE: tl.constexpr,
+    SCALE: tl.constexpr,
     SHORT: tl.constexpr,
     PACKED: tl.constexpr,
     EVEN: tl.constexpr,
@@ -152,13 +162,15 @@ def element_conv_kernel(
     )  # fmt: skip
     pixels = x + at[None, None, :]
     at, inside = _place(
-        line, column, image8, height, width, out_row8, images8, LINES, COLUMNS, NB, EVEN
-    )
+        line, column, image8, height, width, SCALE * out_row8, SCALE * images8,
+        LINES, COLUMNS, NB, EVEN,
+    )  # fmt: skip
     target = out + at[None, :]
     if residual is not None:
         at, inside = _place(
-            line, column, image8, height, width, residual_row8, images8, LINES, COLUMNS, NB, EVEN
-        )
+            line, column, image8, height, width, SCALE * residual_row8, SCALE * images8,
+            LINES, COLUMNS, NB, EVEN,
+        )  # fmt: skip
         source = residual + at[None, None, :]
 
     slot = tl.arange(0, ROWS)
@@ -183,12 +195,13 @@ def element_conv_kernel(
         # The first of those who share a row starts from bias and residual.
         total = tl.zeros([SPLIT, ROWS, block], tl.float32)
         if residual is not None:
-            plane = (row * residual_plane8 * 8)[None, :, None]
+            plane = _plane(row, residual_plane8, residual_row8, images8, SCALE)[None, :, None]
             other = tl.load(source + plane, mask=mask[None, :, :] & leads, other=0.0)
             total += other.to(tl.float32)
         if bias is not None:
             leading = (row >= 0)[None, :, None] & leads
-            total += tl.load(bias + row[None, :, None], mask=leading, other=0.0)
+            channel = (row // (SCALE * SCALE))[None, :, None]
+            total += tl.load(bias + channel, mask=leading, other=0.0)
 
         # First what does not fill a step of four groups, then whole steps.
         rest = (end - begin) % 4
@@ -267,5 +280,5 @@ def element_conv_kernel(
         b0, b1 = _pair(word + group, ROWS, SHORT)
         c0, c1 = _pair(word + 2 * group, ROWS, SHORT)
         value = tl.sum(total, axis=0)
-        plane = (row * out_plane8 * 8)[:, None]
+        plane = _plane(row, out_plane8, out_row8, images8, SCALE)[:, None]
         tl.store(target + plane, value.to(out.dtype.element_ty), mask=mask)

@@ -41,7 +41,9 @@ class ElementWeights:
     Offsets count from the first tap of an output pixel's position in channel 0 of x; they hold for
     x in layout ``x`` only. ``dtype``: that of x, to which the weights were rounded. ``reach``: rows
     and columns from the first tap to the middle one. ``channels``: of the output. ``entries``:
-    without padding. ``stride``: an output pixel is ``stride`` pixels of x wide and high.
+    without padding. ``stride``: an output pixel is ``stride`` pixels of x wide and high. ``scale``:
+    a pixel of x is ``scale`` output pixels wide and high, its phases; a slot's row is then
+    ``channel * scale**2 + phase``, phases row by row.
     """
 
     start: torch.Tensor
@@ -55,6 +57,7 @@ class ElementWeights:
     split: int
     reach: int
     stride: int
+    scale: int
     entries: int
 
     @property
@@ -79,6 +82,7 @@ class PackedSlices:
     channels: int
     reach: int
     stride: int
+    scale: int
     entries: int
 
     @property
@@ -120,6 +124,7 @@ class PackedSlices:
             split=self.split,
             reach=self.reach,
             stride=self.stride,
+            scale=self.scale,
             entries=self.entries,
         )
 
@@ -135,6 +140,7 @@ def pack_slices(
     slice_rows: int = 8,
     split: int = 1,
     stride: int = 1,
+    scale: int = 1,
 ) -> PackedSlices:
     """Sort rows by length, cut them into slices, pad each to its longest row.
 
@@ -142,8 +148,10 @@ def pack_slices(
     ``columns`` int32 ``[entries]``, ``values`` float32 ``[entries, 1]``, ``rows`` int32
     ``[rows, 1]``. ``x``: how the input lies; for a concatenation the layout that holds both.
     ``size``: odd side of the filter. ``slice_rows``, ``split``: powers of two, those of the tiles;
-    pair i of a row goes to the ``i % split``-th of those who sum it up. ``stride``: as in
-    `column_offsets`. ValueError for anything else.
+    pair i of a row goes to the ``i % split``-th of those who sum it up. ``stride`` 2: the channels
+    are those of space-to-depth, which is read without being made. ``scale`` 2: the filter is for x
+    upsampled, which is read without being made; taps that meet at a pixel of x become one weight.
+    ValueError for anything else.
     """
     if values.shape != (len(columns), 1) or rows.shape != (len(ptr) - 1, 1) or not len(rows):
         shapes = f"values {values.shape} and rows {rows.shape}"
@@ -151,19 +159,48 @@ def pack_slices(
     if min(slice_rows, split) < 1 or slice_rows & (slice_rows - 1) or split & (split - 1):
         sizes = f"{slice_rows} and {split}"
         raise ValueError(f"slice_rows, split: expected powers of two, got {sizes}.")
-    reach = stride * (size // 2)
-    first = x.offset(0, -reach, -reach)
-    offsets = (column_offsets(columns, x=x, size=size, stride=stride) - first) // x.images
     if x.channels * x.plane >= 2**31:
         raise ValueError(f"elements of x: expected less than 2**31, got {x.channels * x.plane}.")
+    reach = -(-(size // 2) // scale) * stride
+    first = x.offset(0, -reach, -reach)
+    phases = scale * scale
+    of_row = np.repeat(np.arange(len(rows)), np.diff(ptr))
+    owners, offsets = [], []
+    for phase in range(phases):
+        taps = column_offsets(columns, x=x, size=size, stride=stride, scale=scale, phase=phase)
+        offsets.append((taps - first) // x.images)
+        owners.append(of_row * phases + phase)
+    # Entries in order of row and offset, those that meet summed up.
+    reading = x.channels * x.plane
+    keys = np.concatenate(owners) * reading + np.concatenate(offsets)
+    keys, where = np.unique(keys, return_inverse=True)
+    weights = np.bincount(where, np.tile(values[:, 0], phases), len(keys)).astype(np.float32)
+    names = (rows * phases + np.arange(phases, dtype=np.int32)).reshape(-1)
+    bounds = np.searchsorted(keys, np.arange(len(names) + 1) * reading)
+    return _slices(
+        bounds, keys % reading, weights, names.astype(np.int32), slice_rows, split,
+        x=x, channels=int(rows.max()) + 1, reach=reach, stride=stride, scale=scale,
+    )  # fmt: skip
 
+
+def _slices(
+    ptr: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    values: NDArray[np.float32],
+    rows: NDArray[np.int32],
+    slice_rows: int,
+    split: int,
+    *,
+    x: Layout,
+    **rest: int,
+) -> PackedSlices:
+    """Rows of ``offsets`` and ``values``, ``ptr[r] <= k < ptr[r + 1]`` of row ``rows[r]``."""
     lengths = np.diff(ptr)
     order = np.argsort(-lengths, kind="stable")
     slices = -(-len(order) // slice_rows)
     slots = np.full(slices * slice_rows, -1, dtype=np.int32)
-    slots[: len(order)] = rows[order, 0]
-    longest = lengths[order[::slice_rows]]
-    groups = -(-longest // (PAIR * split))
+    slots[: len(order)] = rows[order]
+    groups = -(-lengths[order[::slice_rows]] // (PAIR * split))
     start = np.zeros(slices + 1, dtype=np.int32)
     np.cumsum(groups, out=start[1:])
 
@@ -179,13 +216,12 @@ def pack_slices(
     begin[: len(order)] = ptr[:-1][order]
     last = padded[place] - 1
     source = np.maximum(begin[place] + np.minimum(entry, last), 0)
-    middle = -first // x.images
-    offset = np.full(shape, middle, dtype=np.int64)
-    value = np.zeros(shape, dtype=np.float32)
-    some = last >= 0
+    some, used = last >= 0, entry <= last
+    reach = rest["reach"]
+    offset = np.full(shape, x.offset(0, reach, reach) // x.images, dtype=np.int64)
     offset[some] = offsets[source[some]]
-    used = entry <= last
-    value[used] = values[source[used], 0]
+    value = np.zeros(shape, dtype=np.float32)
+    value[used] = values[source[used]]
     fits = not offset.size or offset.max() < 2**16
     return PackedSlices(
         start=start,
@@ -193,8 +229,6 @@ def pack_slices(
         offset=offset.astype(np.uint16 if fits else np.int32),
         value=value,
         x=x,
-        channels=int(rows.max()) + 1,
-        reach=reach,
-        stride=stride,
-        entries=len(columns),
+        entries=len(offsets),
+        **rest,
     )
