@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +19,8 @@ TOLERANCES: Mapping[str, float] = {"float32": 1e-3, "bfloat16": 5e-2}
 OUR_TOLERANCES: Mapping[str, float] = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 1e-2}
 """Largest relative RMS error of an output against float64, by dtype, to be timed at all: of peers,
 and of ours, which we promise."""
+CUDA_TOLERANCES: Mapping[str, float] = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
+"""Of ours on a GPU, where weights and activations all have a bfloat16's eight bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,7 @@ class EngineSpec:
     builder: str
     packages: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
 
     @property
     def label(self) -> str:
@@ -42,12 +45,16 @@ class EngineSpec:
 
     @property
     def tolerance(self) -> float:
-        return (OUR_TOLERANCES if self.name == OURS else TOLERANCES)[self.dtype]
+        if self.name != OURS:
+            return TOLERANCES[self.dtype]
+        return (CUDA_TOLERANCES if self.device == "cuda" else OUR_TOLERANCES)[self.dtype]
 
     def missing(self) -> str | None:
         """Why the engine cannot run here, or None."""
         if self.name == OURS:
-            return _lacking(self.dtype)
+            return None if self.device == "cuda" else _lacking(self.dtype)
+        if self.device == "cuda" and "torch" not in self.packages:
+            return "runs on the CPU, not on a GPU"
         absent = [name for name in self.packages if importlib.util.find_spec(name) is None]
         return f"{', '.join(absent)} not installed: {EXTRA}" if absent else None
 
@@ -115,15 +122,19 @@ def _lacking(dtype: str) -> str | None:
         return None  # no library: the worker that tries says so
 
 
-def ours(dtype: str) -> EngineSpec:
+def ours(dtype: str, device: str = "auto") -> EngineSpec:
     """This package's engine."""
     if dtype not in OUR_TOLERANCES:
         raise ConfigError(expected("dtype", f"one of {', '.join(OUR_TOLERANCES)}", repr(dtype)))
-    return EngineSpec(OURS, dtype, "ours:build", (), {"dtype": dtype})
+    return EngineSpec(OURS, dtype, "ours:build", (), {"dtype": dtype}, device)
 
 
-def select_peers(words: Sequence[str]) -> tuple[EngineSpec, ...]:
+def select_peers(words: Sequence[str], device: str = "auto") -> tuple[EngineSpec, ...]:
     """``all``, ``none``, or names separated by spaces or commas; `ConfigError` for another."""
+    return tuple(replace(spec, device=device) for spec in _peers(words))
+
+
+def _peers(words: Sequence[str]) -> tuple[EngineSpec, ...]:
     names = [name for word in words for name in word.split(",") if name]
     if names == ["all"]:
         return tuple(PEERS.values())

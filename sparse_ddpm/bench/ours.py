@@ -33,8 +33,39 @@ class EngineRunner:
         return output
 
 
-def build(job: Job, dtype: str) -> EngineRunner:
+class CudaRunner:
+    """Steps of a `CudaEngine`, input and output on the device; a step is waited for."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+        self.description = engine.description
+        self.details: dict[str, Any] = {
+            "arena_bytes": engine.plan.arena_bytes,
+            "device_bytes": engine.memory_bytes,
+        }
+
+    def load(self, x: NDArray[np.float32]) -> None:
+        import torch
+
+        self.engine.input.copy_(torch.from_numpy(x))
+
+    def step(self, index: int) -> Any:
+        self.engine.step.fill_(index)
+        self.engine.replay()
+        self.engine.wait()
+        return self.engine.output
+
+    def array(self, output: Any) -> NDArray[np.float32]:
+        images: NDArray[np.float32] = output.cpu().numpy().copy()
+        return images
+
+
+def build(job: Job, dtype: str) -> EngineRunner | CudaRunner:
     """The engine of ``job.device``."""
+    if job.device == "cuda":
+        engine = make_engine(program_of(job), device="cuda", batch=job.batch, dtype=dtype)
+        engine.set_schedule(np.array(job.timesteps))
+        return CudaRunner(engine)
     engine = make_engine(
         program_of(job), device=job.device, batch=job.batch, threads=job.threads, dtype=dtype
     )

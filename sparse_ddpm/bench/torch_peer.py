@@ -147,6 +147,7 @@ class TorchRunner:
     def __init__(
         self, forward: Callable[..., Tensor], table: Tensor, precision: str, description: str
     ) -> None:
+        self.device = table.device
         self.forward = forward
         # Tensors of their own: compiled code is specialised on where a view begins.
         self.rows = [row.clone() for row in table]
@@ -156,35 +157,76 @@ class TorchRunner:
 
     def load(self, x: NDArray[np.float32]) -> None:
         # A sampling loop would keep its images in this form.
-        self.x = torch.from_numpy(x).to(self.rows[0].dtype, memory_format=torch.channels_last)
+        self.x = torch.from_numpy(x).to(
+            self.device, self.rows[0].dtype, memory_format=torch.channels_last
+        )
 
     def step(self, index: int) -> Tensor:
         with torch.inference_mode():
             if self.precision == "autocast":
-                with torch.autocast("cpu", dtype=torch.bfloat16):
-                    return self.forward(self.x, self.rows[index])
-            return self.forward(self.x, self.rows[index])
+                with torch.autocast(self.device.type, dtype=torch.bfloat16):
+                    return self._forward(self.rows[index])
+            return self._forward(self.rows[index])
+
+    def _forward(self, row: Tensor) -> Tensor:
+        output = self.forward(self.x, row)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return output
 
     def array(self, output: Tensor) -> NDArray[np.float32]:
-        return output.float().contiguous().numpy()
+        return output.float().cpu().contiguous().numpy()
+
+
+class Graphed:
+    """A network as one CUDA graph, made at the first call: eager torch without its launches."""
+
+    def __init__(self, forward: Callable[..., Tensor]) -> None:
+        self.forward = forward
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, x: Tensor, row: Tensor) -> Tensor:
+        if self.graph is None:
+            self.x, self.row = x.clone(), row.clone()
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                for _ in range(3):  # cuDNN chooses, allocators grow
+                    self.forward(self.x, self.row)
+            torch.cuda.current_stream().wait_stream(aside)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.output = self.forward(self.x, self.row)
+        self.x.copy_(x)
+        self.row.copy_(row)
+        self.graph.replay()
+        return self.output
 
 
 def build(job: Job, precision: str = "float32", compiled: bool = False) -> TorchRunner:
-    """``precision``: ``float32``, ``autocast`` (bfloat16), or ``whole`` (the model is bfloat16)."""
+    """``precision``: ``float32``, ``autocast`` (bfloat16), or ``whole`` (the model is bfloat16).
+
+    On a GPU eager networks run as CUDA graphs, and compiled ones are autotuned at most.
+    """
     torch.set_num_threads(job.threads)
+    gpu = job.device == "cuda" and torch.cuda.is_available()
+    device = torch.device("cuda" if gpu else "cpu")
+    torch.backends.cudnn.benchmark = gpu
     program = program_of(job)
     network = Network(program).eval()
     table = torch.from_numpy(folded_table(program, job.timesteps))
     if precision == "whole":
         network, table = network.to(torch.bfloat16), table.to(torch.bfloat16)
-    forward: Callable[..., Tensor] = network
+    network, table = network.to(device), table.to(device)
+    forward: Callable[..., Tensor] = Graphed(network) if gpu and not compiled else network
     if compiled:
         import torch._inductor.config as inductor
 
-        inductor.freezing = True
-        forward = torch.compile(network, fullgraph=True, dynamic=False)
+        inductor.freezing = not gpu
+        mode = "max-autotune" if gpu else "default"
+        forward = torch.compile(network, fullgraph=True, dynamic=False, mode=mode)
     words = ["compiled" if compiled else "eager", "channels last"]
     if precision != "float32":
         words.append(f"bfloat16 {precision}")
-    words.append(f"{job.threads} threads")
+    words.append(torch.cuda.get_device_name() if gpu else f"{job.threads} threads")
     return TorchRunner(forward, table, precision, f"torch {torch.__version__} {', '.join(words)}")

@@ -88,7 +88,10 @@ def run_engines(args: argparse.Namespace) -> int:
     from sparse_ddpm.lower import lower
 
     try:
-        engines = (*(ours(name) for name in dtypes(args)), *select_peers(args.peers))
+        engines = (
+            *(ours(name, args.device) for name in dtypes(args)),
+            *select_peers(args.peers, args.device),
+        )
     except ConfigError as error:
         args.parser.error(str(error))
     if args.picture:
@@ -142,6 +145,8 @@ def dtypes(args: argparse.Namespace) -> tuple[str, ...]:
 
     if args.dtype is not None:
         return tuple(dict.fromkeys(args.dtype))
+    if args.device == "cuda":
+        return ("float16", "bfloat16")
     return ("float32",) if args.layers or args.device == "numpy" else tuple(OUR_TOLERANCES)
 
 
@@ -153,7 +158,7 @@ def run_layers(args: argparse.Namespace) -> int:
     from sparse_ddpm.lower import lower
 
     dtype, *more = dtypes(args)
-    if args.device == "numpy" or more or args.picture:
+    if args.device in ("numpy", "cuda") or more or args.picture:
         args.parser.error("--layers: expected the cpu engine, one --dtype and no --picture")
     ticket, name = common.open_ticket(args)
     program = lower(ticket)

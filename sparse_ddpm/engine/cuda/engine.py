@@ -161,6 +161,11 @@ class CudaEngine(Engine):
             self._launches.poison()
         self._graph("step", self._launches.run)()
 
+    def wait(self) -> None:
+        """Until the device has done all that was queued."""
+        if not INTERPRETED:
+            torch.cuda.synchronize(self.device)
+
     @property
     def input(self) -> torch.Tensor:
         """Float32 ``[batch, C, H, W]`` on the device, what `replay` reads."""
