@@ -236,6 +236,7 @@ def _move(
         PIXELS=tiles.pixels,
         NB=tiles.nb,
         num_warps=tiles.warps,
+        enable_fp_fusion=True,
     )
 
 
@@ -311,6 +312,7 @@ def _turn(
         PIXELS=tiles.pixels,
         NB=tiles.nb,
         num_warps=tiles.warps,
+        enable_fp_fusion=True,
     )
 
 

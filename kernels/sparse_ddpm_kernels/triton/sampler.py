@@ -156,7 +156,7 @@ def advance(step: torch.Tensor) -> None:
     """``step += 1`` on the device: int32 ``[1]``. After everything that reads the step's row."""
     if step.dtype != torch.int32 or step.numel() != 1:
         raise ValueError(f"step: expected one int32, got {step.numel()} of {step.dtype}.")
-    _advance[(1,)](step, num_warps=1)
+    _advance[(1,)](step, num_warps=1, enable_fp_fusion=False)
 
 
 def sampler_update_reference(
