@@ -53,6 +53,8 @@ class CudaEngine(Engine):
     infinity. ``keep_all``: every value keeps a buffer of its own. ``kernel``: of every convolution,
     one of `sparse_ddpm.engine.cuda.choose.KINDS`; default by measurement where there is one (see
     `tune`), else by estimate. ``graph``: capture steps; without, kernels are launched one by one.
+    ``overlap``: convolutions with panels begin before the kernel ahead of them ends (programmatic
+    dependent launch, Hopper and later; not measured yet, so not the default).
     Environment: ``SPARSE_DDPM_POISON=1`` fills activations with NaN before every step (for tests).
     Raises `EngineError` on unusable arguments or without a GPU.
     """
@@ -66,6 +68,7 @@ class CudaEngine(Engine):
         keep_all: bool = False,
         kernel: str | None = None,
         graph: bool = True,
+        overlap: bool = False,
         tuned: Tuned | None = None,
     ) -> None:
         self.device = cuda_device()
@@ -80,7 +83,7 @@ class CudaEngine(Engine):
         self.gpu = gpu_name()
         self.tuned = Tuned.load(self.gpu, triton.__version__) if tuned is None else tuned
         self.plan = self._plan()
-        self._launches = Launches(self.plan, self.device, self._tiles())
+        self._launches = Launches(self.plan, self.device, self._tiles(), overlap)
         self._poison = os.environ.get("SPARSE_DDPM_POISON") == "1"
         self._captured = graph and not INTERPRETED and not self._poison
         self._graphs: dict[str, torch.cuda.CUDAGraph] = {}

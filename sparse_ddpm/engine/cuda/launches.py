@@ -100,11 +100,13 @@ class Launches:
         plan: CudaPlan,
         device: torch.device,
         tiles: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+        overlap: bool = False,
     ) -> None:
         self.plan = plan
         self.device = device
         self.dtype = TORCH_DTYPES[plan.dtype]
         self._tiles = tiles
+        self._overlap = overlap
         program = plan.program
         self._storage = [layout.allocate(self.dtype, device) for layout in plan.memory.buffers]
         self.x = torch.zeros((plan.batch, *program.input_shape), device=device)
@@ -347,6 +349,7 @@ class Launches:
                 moments=values,
                 norm=epilogue,
                 partial=self._workspace.memory if split else None,
+                overlap=self._overlap,
             )
 
         return launch
@@ -357,9 +360,18 @@ class Launches:
         operation = conv.operation
         x, out = self.view(conv.source), self.view(conv.out)
         channels, height, width, images = out.shape
+        scale = conv.scale
         known = self._tiles.get(operation.out)
         tiles = (
-            choose_element_tiles(channels, height, width, images, conv.choice.entries)
+            choose_element_tiles(
+                channels * scale**2,
+                height // scale,
+                width // scale,
+                images,
+                conv.choice.entries * scale**2,
+                cin=len(x),
+                size=operation.size,
+            )
             if known is None
             else ElementTiles(**known)
         )
@@ -374,6 +386,7 @@ class Launches:
             slice_rows=tiles.slice_rows,
             split=tiles.split,
             stride=conv.stride,
+            scale=scale,
         ).to(self.device, self.dtype)
         return lambda: element_conv.element_conv(
             x, weights, out, bias=bias, residual=residual, tiles=tiles

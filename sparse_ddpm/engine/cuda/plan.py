@@ -232,8 +232,8 @@ def _conv(
             kind: 0.0 if norm is None or takes_norm(group_of(kind)) else NORM_US for kind in KINDS
         },
     )
-    # Only panels read what is not upsampled, and then leave a norm to others.
-    if isinstance(before, Upsample2x) and (choice.group <= 1 or norm is not None):
+    # cuDNN reads what has been made; panels that upsample leave a norm to others.
+    if isinstance(before, Upsample2x) and (choice.group == 0 or norm is not None):
         before = None
     if takes_norm(choice.group):
         return ConvStep(operation, choice, before, norm=norm)

@@ -93,12 +93,19 @@ def _candidates(plan: CudaPlan, limit: int) -> list[dict[str, Any]]:
     choice = conv.choice
     if choice.kind == "cudnn":
         return [{}]
+    scale, phases = conv.scale, conv.scale**2
     if choice.kind == "elements":
         slices = candidate_element_tiles(
-            channels, height, width, plan.images, choice.entries, limit=limit
+            channels * phases,
+            height // scale,
+            width // scale,
+            plan.images,
+            choice.entries * phases,
+            cin=plan.program.shapes[conv.source][0],
+            size=conv.operation.size,
+            limit=limit,
         )
         return [asdict(item) for item in slices]
-    phases = conv.scale * conv.scale
     panels = candidate_panel_tiles(
         channels * phases,
         height * width // phases,
