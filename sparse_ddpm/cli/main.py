@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from sparse_ddpm import __version__
 from sparse_ddpm.errors import SparseDDPMError
 
-COMMANDS = ("sample", "train", "inspect", "verify", "bench", "tune", "export")
+COMMANDS = ("sample", "train", "inspect", "verify", "bench", "tune", "export", "compare")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,0 +1,16 @@
+"""How alike two tickets are, layer by layer, beyond what chance explains. Numpy only."""
+
+from sparse_ddpm.similarity.chance import Chance, hypergeometric, pooled, scattered
+from sparse_ddpm.similarity.compare import Comparison, Likeness, block_of, compare, stage_of
+
+__all__ = [
+    "Chance",
+    "Comparison",
+    "Likeness",
+    "block_of",
+    "compare",
+    "hypergeometric",
+    "pooled",
+    "scattered",
+    "stage_of",
+]
