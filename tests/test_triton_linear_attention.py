@@ -38,6 +38,7 @@ def run(
     *,
     halos: tuple[int, int] = (0, 0),
     scale: float = 2.0,
+    tolerance: float | None = None,
     tiles: LinearAttentionTiles | None = None,
 ) -> None:
     hidden, pixels = heads * dim_head, height * width
@@ -55,7 +56,9 @@ def run(
     context = torch.full((needed,), float("nan"), device=device)
     linear_attention(qkv, out, context, heads=heads, dim_head=dim_head, tiles=tiles)
     wanted = linear_attention_reference(qkv.double(), heads=heads, dim_head=dim_head)
-    assert ((out - wanted).abs() / wanted.abs().clamp(min=1.0)).max() <= TOLERANCES[dtype]
+    assert ((out - wanted).abs() / wanted.abs().clamp(min=1.0)).max() <= (
+        tolerance or TOLERANCES[dtype]
+    )
     out.zero_()
     assert not storage.any()
 
@@ -95,18 +98,10 @@ def test_parts_and_turns(triton_device: Any, dtype: Any, tiles: LinearAttentionT
 
 def test_large_keys(triton_device: Any) -> None:
     # exp of these would overflow, and their maximum moves from part to part.
-    run(triton_device, torch.float32, 1, 16, 8, 8, 8, scale=60.0)
-    run(
-        triton_device,
-        torch.float32,
-        1,
-        16,
-        8,
-        8,
-        8,
-        scale=60.0,
-        tiles=LinearAttentionTiles(16, 2, 2),
-    )
+    # An ulp of an exponent of 300 is 3e-5.
+    shape = 1, 16, 8, 8, 8
+    for tiles in (None, LinearAttentionTiles(16, 2, 2)):
+        run(triton_device, torch.float32, *shape, scale=60.0, tolerance=1e-3, tiles=tiles)
 
 
 @pytest.mark.parametrize(

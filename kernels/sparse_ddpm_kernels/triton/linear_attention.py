@@ -90,7 +90,8 @@ def linear_attention(
     ``[heads * dim_head, H, W, N]``. Both: views of `layout.Layout` (any halo) of one dtype, 16-byte
     aligned, that share no memory. ``context``: float32 workspace, contiguous, of
     ``tiles.workspace(...)`` elements or more: ``[parts, heads, dim_head + 2, dim_head, N]``, rows
-    the values e, then the maximum of k, then the sum of its powers. ``dim_head``: 128 at most.
+    the values e, then the maximum of k times log2(e), then the sum of its powers. ``dim_head``:
+    128 at most.
     """
     height, width, images = check_qkv(qkv, out, heads, dim_head)
     pixels = height * width
@@ -182,7 +183,7 @@ def _context(
     whole: tl.constexpr = all_pixels and DIM == PADDED
     # Not -inf: a tile past the last pixel would make inf - inf of it.
     most = tl.full([PADDED, NB], -1e30, dtype=tl.float32)
-    total = tl.zeros([PADDED, NB], dtype=tl.float32)
+    total = tl.zeros([PADDED, PIXELS, NB], dtype=tl.float32)
     mixed = tl.zeros([NB, PADDED, VALUES], dtype=tl.float32)
     for turn in range(TURNS):
         pixel = (part * TURNS + turn) * PIXELS + tl.arange(0, PIXELS)
@@ -193,15 +194,16 @@ def _context(
         channel = (2 * HEADS + head) * DIM + e
         inside = (e < DIM)[:, None] & live
         v = load_heads(qkv, channel, pixel, image, plane8, row8, images8, inside, WIDTH, whole)
-        k = k.to(tl.float32)
+        # Powers of 2 are one instruction, those of e are five.
+        k = k.to(tl.float32) * 1.4426950408889634
         if not all_pixels:
             k = tl.where(live[:, :, None], k, -1e30)
         higher = tl.maximum(most, tl.max(k, axis=1))
-        powers = tl.exp(k - higher[:, None, :])
+        powers = tl.exp2(k - higher[:, None, :])
         if not all_pixels:
             powers = tl.where(live[:, :, None], powers, 0.0)
-        shrink = tl.exp(most - higher)
-        total = total * shrink + tl.sum(powers, axis=1)
+        shrink = tl.exp2(most - higher)
+        total = total * shrink[:, None, :] + powers
         mixed = mixed * tl.trans(shrink)[:, :, None]
         powers = tl.permute(powers.to(qkv.dtype.element_ty), (2, 0, 1))
         mixed = tl.dot(powers, tl.permute(v, (2, 1, 0)), mixed, input_precision=PRECISION)
@@ -216,7 +218,8 @@ def _context(
     if tl.program_id(2) == 0:
         last = (DIM * DIM + d)[:, None] * images + image[None, :]
         tl.store(rows + last, most, mask=(d < DIM)[:, None])
-        tl.store(rows + DIM * images + last, total, mask=(d < DIM)[:, None])
+        sums = tl.sum(total, axis=1)
+        tl.store(rows + DIM * images + last, sums, mask=(d < DIM)[:, None])
 
 
 @triton.jit(do_not_specialize=("images8", "plane8", "row8", "out_plane8", "out_row8"))
@@ -265,7 +268,7 @@ def _apply(
     total = tl.zeros([PADDED, NB], dtype=tl.float32)
     mixed = tl.zeros([VALUES, PADDED, NB], dtype=tl.float32)
     for one in tl.static_range(PARTS):
-        weight = tl.exp(tl.load(rows + one * part + last, mask=known, other=0.0) - most)
+        weight = tl.exp2(tl.load(rows + one * part + last, mask=known, other=0.0) - most)
         here = rows + one * part + DIM * images
         total += weight * tl.load(here + last, mask=known, other=1.0)
         mixed += weight[None, :, :] * tl.load(rows + one * part + at, mask=inside, other=0.0)
@@ -278,11 +281,11 @@ def _apply(
         inside_q = (d < DIM)[:, None] & live
         channel = head * DIM + d
         q = load_heads(qkv, channel, pixel, image, plane8, row8, images8, inside_q, WIDTH, whole)
-        q = q.to(tl.float32)
+        q = q.to(tl.float32) * 1.4426950408889634
         if DIM < PADDED:
             q = tl.where((d < DIM)[:, None, None], q, float("-inf"))
-        q = tl.exp(q - tl.max(q, axis=0)[None, :, :])
-        q = (q / tl.sum(q, axis=0)[None, :, :]).to(qkv.dtype.element_ty)
+        q = tl.exp2(q - tl.max(q, axis=0)[None, :, :])
+        q = (q * (1.0 / tl.sum(q, axis=0))[None, :, :]).to(qkv.dtype.element_ty)
         value = tl.dot(tl.permute(q, (2, 1, 0)), mixed, input_precision=PRECISION) * scale
         value = tl.permute(value.to(out.dtype.element_ty), (2, 1, 0))
         to = place_heads(head * DIM + e, pixel, image, out_plane8, out_row8, images8, WIDTH)

@@ -333,6 +333,13 @@ def place(channel, pixel, plane8, row8, images8, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def sigmoid(x):
+    """``1 / (1 + exp(-x))``, without the ten instructions that a division and `tl.exp` take."""
+    root = tl.rsqrt(1.0 + tl.exp2(x * -1.4426950408889634))
+    return root * root
+
+
+@triton.jit
 def merge(mean, squares, count, total):
     """Moments [R, N] of parts of ``count`` [R, 1] numbers, ``total`` together: [N], [N]."""
     centre = tl.sum(mean * count, axis=0) / total
@@ -548,25 +555,25 @@ def _normalise(
         mean, squares = _load_moments(
             moments, group, image, images8 * 8, TILES, BLOCKS, COUNT, TILE, SPAN, CHUNK
         )
-        apart = value - mean[None, :]
     else:
         mean = tl.sum(value, axis=0) / rows
         apart = value - mean[None, :]
-        if even:
-            squares = tl.sum(apart * apart, axis=0)
-        else:
-            squares = tl.sum(tl.where(live, apart * apart, 0.0), axis=0)
+        if not even:
+            apart = tl.where(live, apart, 0.0)
+        squares = tl.sum(apart * apart, axis=0)
     scale = tl.rsqrt(squares / rows + eps)
     if PIXELS % ROWS == 0:
         scale *= tl.load(table + gamma + channel)
-        value = apart * scale[None, :] + tl.load(table + beta + channel)
+        shift = tl.load(table + beta + channel) - mean * scale
+        value = value * scale[None, :] + shift[None, :]
     else:
         known = group * CHANNELS + CHANNELS
         factor = tl.load(table + gamma + channel, mask=channel < known, other=0.0)
         shift = tl.load(table + beta + channel, mask=channel < known, other=0.0)
-        value = apart * scale[None, :] * factor[:, None] + shift[:, None]
+        value = (value * scale[None, :] - (mean * scale)[None, :]) * factor[:, None]
+        value += shift[:, None]
     if SILU:
-        value = value / (1.0 + tl.exp(-value))
+        value *= sigmoid(value)
     if residual is not None:
         if moments is None:
             at = place(channel, pixel, residual_plane8, residual_row8, images8, WIDTH)
