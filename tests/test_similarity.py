@@ -41,13 +41,6 @@ def prunable(ticket: Ticket) -> list[str]:
     return [parameter.name for parameter in ticket.parameters() if parameter.prunable]
 
 
-def permuted(ticket: Ticket, seed: int) -> Ticket:
-    """The ticket with the output channels of every mask in another order."""
-    rng = np.random.default_rng(seed)
-    masks = {name: rng.permutation(ticket.mask(name), axis=0) for name in prunable(ticket)}
-    return with_masks(ticket, masks, ticket.provenance.pattern)
-
-
 @pytest.mark.parametrize(("total", "first", "second"), SIZES)
 def test_chance_is_the_ratio_of_binomials(total: int, first: int, second: int) -> None:
     found = hypergeometric(total, first, second)
@@ -136,22 +129,6 @@ def test_independent_masks_are_as_far_from_chance_as_is_said(
     every = np.concatenate(scores)
     assert abs(every.mean()) < 4.0 / math.sqrt(every.size)
     assert 0.8 < every.std() < 1.25
-
-
-def test_permuted_channels_do_not_look_like_single_weights() -> None:
-    one = permuted(synthetic_ticket(SMALL, 0.9, "vector:16", seed=1), 5)
-    two = permuted(synthetic_ticket(SMALL, 0.9, "vector:16", seed=2), 6)
-    scores = spread(compare(one, two))
-    assert 0.7 < scores.std() < 1.35
-    # The naive deviation, of single weights, is too small for masks made of vectors.
-    as_elements = [
-        dataclasses.replace(t, provenance=dataclasses.replace(t.provenance, pattern="element"))
-        for t in (one, two)
-    ]
-    assert spread(compare(*as_elements)).std() > 1.7
-    again = compare(one, one)
-    assert again.total.unit == "vector:16"
-    assert again.total.corrected == 1.0
 
 
 def test_disjoint_masks_give_the_negative_bound() -> None:

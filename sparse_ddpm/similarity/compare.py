@@ -111,9 +111,12 @@ class Comparison:
 def compare(first: Ticket, second: Ticket) -> Comparison:
     """Compare the masks of two tickets; raises `TicketError` if their architectures differ.
 
-    Where both tickets have one pattern and a layer's masks are made of its units, in the same
-    places, units are counted and chance is exact. Elsewhere weights are counted: exactly if one
-    mask is made of single weights, else with the finer of the two unit grids thrown at random.
+    Where both tickets have one pattern and a layer's masks are made of its units, units are
+    counted and chance is exact. Elsewhere weights are counted: exactly if one mask is made of
+    single weights, else with the units of the finer mask thrown at random.
+
+    Channels are compared by their place. Training with permuted channels gives each ticket an
+    order of its own, so masks of such tickets are alike by chance only, whatever they learnt.
     """
     for item in dataclasses.fields(first.architecture):
         ours, theirs = (getattr(t.architecture, item.name) for t in (first, second))
@@ -154,10 +157,11 @@ def _layer(name: str, first: Ticket, second: Ticket) -> tuple[Likeness, Chance]:
         for mask, ticket in zip(masks, (first, second), strict=True)
     )
     unit = "element"
-    if one.same_grid(two):
+    same = one.pattern == two.pattern
+    if same:
         masks, unit = (one.kept, two.kept), str(one.pattern)
     kept = tuple(int(np.count_nonzero(mask)) for mask in masks)
-    if one.same_grid(two) or max(one.kept.size, two.kept.size) == masks[0].size:
+    if same or max(one.kept.size, two.kept.size) == masks[0].size:
         chance = hypergeometric(masks[0].size, *kept)
     elif one.kept.size >= two.kept.size:
         chance = scattered(one.weights_within(masks[1]), int(np.count_nonzero(one.kept)))

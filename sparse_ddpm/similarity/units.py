@@ -14,51 +14,32 @@ ELEMENT = Pattern()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Units:
-    """A mask by units. ``groups`` int ``[out]``: the first of the output channels that a channel
-    is pruned together with. ``kept`` bool ``[groups, column groups, taps]``.
-    """
+    """A mask by units of ``pattern``: ``kept`` bool ``[row units, column units, taps]``."""
 
     pattern: Pattern
-    groups: NDArray[np.intp]
     kept: NDArray[np.bool_]
-
-    def same_grid(self, other: Units) -> bool:
-        """Whether both masks divide their layer into the same units."""
-        return self.pattern == other.pattern and np.array_equal(self.groups, other.groups)
 
     def weights_within(self, mask: NDArray[np.bool_]) -> NDArray[np.int64]:
         """How many weights ``mask`` (``[out, in, ...]``) keeps in each unit: ``[units]``."""
-        layer = _layer(mask).astype(np.int64)
-        order = np.argsort(self.groups, kind="stable")
-        starts = np.searchsorted(self.groups[order], np.unique(self.groups))
-        by_group = np.add.reduceat(layer[order], starts, axis=0)
-        columns = np.arange(0, layer.shape[1], self.pattern.columns)
-        return np.add.reduceat(by_group, columns, axis=1).reshape(-1)
+        counts = _layer(mask).astype(np.int64)
+        for axis, step in enumerate((self.pattern.rows, self.pattern.columns)):
+            counts = np.add.reduceat(counts, np.arange(0, counts.shape[axis], step), axis=axis)
+        return counts.reshape(-1)
 
 
 def divide(mask: NDArray[np.bool_], pattern: Pattern) -> Units:
     """``mask`` (``[out, in, ...]``) by units of ``pattern``, or by weights if it is made of others.
 
-    A unit is a run of ``rows`` output channels by ``columns`` input channels of one tap, cut off at
-    the edge. Where the channels were permuted before they were grouped, those that are pruned
-    together are found by their equal masks.
+    A unit is a run of ``rows`` output channels by ``columns`` input channels of one tap, counted
+    from channel 0 and cut off at the edge. A ticket of coarse units may have layers of single
+    weights, such as FiLM maps.
     """
     layer = _layer(mask)
-    rows = layer.shape[0]
-    orders = [np.arange(rows)]
-    if pattern.rows > 1:
-        _, kind = np.unique(layer.reshape(rows, -1), axis=0, return_inverse=True)
-        orders.append(np.argsort(kind.reshape(-1), kind="stable"))
-    for order in orders:
-        groups = np.empty(rows, np.intp)
-        for start in range(0, rows, pattern.rows):
-            members = order[start : start + pattern.rows]
-            groups[members] = members.min()
-        kept = layer[np.unique(groups)][:, :: pattern.columns]
-        whole = np.repeat(kept, pattern.columns, axis=1)[:, : layer.shape[1]]
-        if np.array_equal(whole[np.searchsorted(np.unique(groups), groups)], layer):
-            return Units(pattern, groups, kept)
-    return Units(ELEMENT, np.arange(rows), layer)
+    kept = layer[:: pattern.rows, :: pattern.columns]
+    whole = np.repeat(np.repeat(kept, pattern.rows, axis=0), pattern.columns, axis=1)
+    if np.array_equal(whole[: layer.shape[0], : layer.shape[1]], layer):
+        return Units(pattern, kept)
+    return Units(ELEMENT, layer)
 
 
 def _layer(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
