@@ -26,8 +26,8 @@ def add_parser(subparsers: Any) -> None:
         "by both over kept by either. Corrected: 1 for equal masks, 0 on average for random masks "
         "that keep as much in each layer, with the standard deviation of that. Rows of several "
         "layers add up what their layers count. Where both tickets have one pattern its units are "
-        "counted, else weights. Channels are compared by their place: tickets trained with permuted "
-        "channels are alike by chance only.",
+        "counted, else weights. Channels are compared by their place, so tickets trained with "
+        "permuted channels are alike by chance only.",
     )
     for name in ("first", "second"):
         parser.add_argument(name, metavar="TICKET", help="a .pt or .safetensors ticket")
