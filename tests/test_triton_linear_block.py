@@ -24,7 +24,7 @@ from sparse_ddpm_kernels.triton.linear_block import (
     pack_linear_block,
 )
 
-TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 
 
 @pytest.fixture(params=range(2))
