@@ -1,0 +1,404 @@
+"""Run or resume the rows of docs/tickets.md: one TOML file per row under benchmarks/experiments.
+
+python benchmarks/experiments.py --list
+python benchmarks/experiments.py element-95-lr [ROW ...] --data ROOT [--seeds 0 1] [--dry]
+python benchmarks/experiments.py --all --data ROOT
+
+A row is trained, accounted for, judged and timed by the commands of sparse-ddpm; what they print
+as JSON is kept in benchmarks/results/tickets/ROW.json, stage by stage and seed by seed. What is
+there is not done again, and training that was stopped goes on. ROOT holds the folder mnist; its
+default is SPARSE_DDPM_DATA. Runs are kept in runs/tickets. Time nothing else beside it.
+
+common.toml is under every row. A row has a `title`, the `tables` it stands in, `seeds`, and either
+a `[train]` table of options of `sparse-ddpm train`, or `of` another row and the `control` of it, or
+the `pair` of tickets that are compared. "ticket:ROW/SEED" as an option stands for that ticket.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sparse_ddpm.errors import ConfigError, SparseDDPMError, expected
+from sparse_ddpm.files import write_atomically
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "benchmarks" / "experiments"
+RESULTS = ROOT / "benchmarks" / "results" / "tickets"
+COMMON = "common"
+TABLES = ("matching", "control", "similarity", "allocation", "pattern")
+STAGES = ("train", "inspect", "evaluate", "bench")
+KNOWN = ("title", "tables", "seeds", "budget", "train", "of", "control", "pair")
+LATER = (
+    *("rounds", "prune-fraction", "sparsity", "steps", "final-steps"),
+    *("allocation", "similar-to", "pattern", "gradual", "distil"),
+)
+"""Options that do not bear on the dense round, so that rows which differ in them share it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row: what to train, whose control to train, or what to compare.
+
+    ``pair``: twice (row, seed). ``budget``: steps of all rounds, or 0 where a row has its own.
+    """
+
+    name: str
+    title: str
+    tables: tuple[str, ...]
+    seeds: tuple[int, ...]
+    budget: int
+    train: dict[str, Any] = field(default_factory=dict)
+    of: str = ""
+    control: str = ""
+    pair: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def trained(self) -> str:
+        """The row whose run holds this row's ticket."""
+        return self.of or self.name
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return ("compare",) if self.pair else STAGES
+
+    def steps(self) -> int:
+        """Training steps from the first to those of its ticket, by the options of its run."""
+        dense, rounds = self.train["dense-steps"], self.train["rounds"]
+        if rounds == 0:
+            return int(dense)
+        last = self.train.get("final-steps", self.train["steps"])
+        return int(dense + (rounds - 1) * self.train["steps"] + last)
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where things are on this machine."""
+
+    data: Path | None
+    runs: Path
+    results: Path
+    samples: int = 10_000
+    dry: bool = False
+
+
+def load_rows(folder: Path = FOLDER) -> dict[str, Row]:
+    """All rows by name, those of the first tables first. Raises `ConfigError`."""
+    common = _read(folder / f"{COMMON}.toml")
+    found = {}
+    for path in sorted(folder.glob("*.toml")):
+        if path.stem != COMMON:
+            found[path.stem] = _row(path.stem, _read(path), common)
+    for row in found.values():
+        for name in (row.of, *(name for name, _ in row.pair)):
+            if name and (name not in found or found[name].pair):
+                raise ConfigError(expected(f"row {row.name}", "another row's name", repr(name)))
+        if row.of:
+            row.train.update(found[row.of].train)
+        if row.train and row.budget and row.steps() != row.budget:
+            what = f"row {row.name}: steps in all"
+            raise ConfigError(expected(what, f"the budget of {row.budget}", row.steps()))
+    return dict(sorted(found.items(), key=lambda item: (_place(item[1]), item[0])))
+
+
+def _place(row: Row) -> int:
+    return min(TABLES.index(table) for table in row.tables)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(expected(str(path), "a TOML file", error)) from error
+
+
+def _row(name: str, content: dict[str, Any], common: dict[str, Any]) -> Row:
+    merged = {**common, **content}
+    for key in merged:
+        if key not in KNOWN:
+            raise ConfigError(expected(f"row {name}", f"keys among {', '.join(KNOWN)}", key))
+    if sum(key in content for key in ("train", "of", "pair")) != 1:
+        raise ConfigError(expected(f"row {name}", "one of train, of, pair", list(content)))
+    tables = tuple(merged.get("tables", ()))
+    if not tables or not set(tables) <= set(TABLES):
+        raise ConfigError(expected(f"row {name}: tables", f"some of {TABLES}", tables))
+    pair = tuple(_ticket(name, text) for text in merged.get("pair", ()))
+    if ("of" in content) != ("control" in content) or ("pair" in content and len(pair) != 2):
+        raise ConfigError(expected(f"row {name}", "of and control, or a pair", list(content)))
+    return Row(
+        name=name,
+        title=merged["title"],
+        tables=tables,
+        seeds=(0,) if pair else tuple(merged["seeds"]),
+        budget=merged["budget"],
+        train={**common["train"], **content["train"]} if "train" in content else {},
+        of=merged.get("of", ""),
+        control=merged.get("control", ""),
+        pair=pair,
+    )
+
+
+def _ticket(row: str, text: str) -> tuple[str, int]:
+    match = re.fullmatch(r"ticket:([\w.-]+)/(\d+)", text)
+    if not match:
+        raise ConfigError(expected(f"row {row}", "ticket:ROW/SEED", repr(text)))
+    return match[1], int(match[2])
+
+
+def result_path(row: Row, results: Path = RESULTS) -> Path:
+    return results / f"{row.name}.json"
+
+
+def read_result(row: Row, results: Path = RESULTS) -> dict[str, Any]:
+    """What is kept of ``row``: ``{"schema": 1, "row": name, "runs": {seed: {stage: ...}}}``."""
+    path = result_path(row, results)
+    if not path.exists():
+        return {"schema": 1, "row": row.name, "runs": {}}
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+class Runner:
+    """Does what is missing. ``rows``: all of them, since some need others."""
+
+    def __init__(self, rows: dict[str, Row], places: Places) -> None:
+        self.rows, self.places = rows, places
+        self.pretended: set[tuple[str, int, str]] = set()
+
+    def run(self, name: str, seed: int, stages: tuple[str, ...], again: tuple[str, ...]) -> None:
+        """Bring one row and seed up to date. Raises `SparseDDPMError` when a command fails."""
+        row = self.rows[name]
+        for stage in row.stages:
+            if stage not in stages:
+                continue
+            done = stage in self._kept(row, seed)
+            if (done and stage not in again) or (name, seed, stage) in self.pretended:
+                continue
+            self._say(f"{name}, seed {seed}: {stage}")
+            getattr(self, f"_{stage}")(row, seed)
+
+    def ticket(self, name: str, seed: int) -> Path:
+        """The ticket of a row, trained if it is not there yet."""
+        self.run(name, seed, ("train",), ())
+        row = self.rows[name]
+        folder = self._folder(row.trained, seed)
+        return (
+            folder / f"control-{row.control.replace(':', '-')}" / "ticket.pt"
+            if row.of
+            else folder / "ticket.pt"
+        )
+
+    def _train(self, row: Row, seed: int) -> None:
+        folder = self._folder(row.trained, seed)
+        if row.of:
+            self.run(row.of, seed, ("train",), ())
+        elif not self.places.dry:
+            self._share_dense_round(row, seed, folder)
+        words = ["train", "--data", self._data(), "--out", str(folder), "--resume", "--json"]
+        for name, value in row.train.items():
+            words += self._option(row, name, value)
+        words += ["--seed", str(seed)] + (["--control", row.control] if row.of else [])
+        found = self._command(words)
+        if found is None:
+            self.pretended.add((row.name, seed, "train"))
+            return
+        controls = [m for m in found["controls"] if m["control"] == row.control]
+        part = {"controls": controls} if row.of else {"rounds": found["rounds"]}
+        self._keep(row, seed, "train", part)
+
+    def _inspect(self, row: Row, seed: int) -> None:
+        found = self._command(["inspect", str(self.ticket(row.name, seed)), "--json"])
+        if found is not None:
+            # A row an operation is for looking at, not for keeping.
+            self._keep(row, seed, "inspect", {k: v for k, v in found.items() if k != "operations"})
+
+    def _evaluate(self, row: Row, seed: int) -> None:
+        ticket, samples = str(self.ticket(row.name, seed)), str(self.places.samples)
+        words = ["evaluate", ticket, "--data", self._data(), "--samples", samples, "--json"]
+        self._keep(row, seed, "evaluate", self._command(words))
+
+    def _bench(self, row: Row, seed: int) -> None:
+        ticket = str(self.ticket(row.name, seed))
+        self._keep(
+            row, seed, "bench", self._command(["bench", ticket, "--json", "--peers", "none"])
+        )
+
+    def _compare(self, row: Row, seed: int) -> None:
+        tickets = [str(self.ticket(*each)) for each in row.pair]
+        self._keep(row, seed, "compare", self._command(["compare", *tickets, "--json"]))
+
+    def _folder(self, name: str, seed: int) -> Path:
+        return self.places.runs / f"{name}-seed{seed}"
+
+    def _option(self, row: Row, name: str, value: Any) -> list[str]:
+        if isinstance(value, bool):
+            return [f"--{name}"] if value else []
+        values = value if isinstance(value, list) else [value]
+        texts = [str(each) for each in values]
+        for index, text in enumerate(texts):
+            if text.startswith("ticket:"):
+                texts[index] = str(self.ticket(*_ticket(row.name, text)))
+        return [f"--{name}", *texts]
+
+    def _share_dense_round(self, row: Row, seed: int, folder: Path) -> None:
+        """Begin with the dense round of a run that trained the very same one."""
+        if folder.exists():
+            return
+        for other in self.rows.values():
+            source = self._folder(other.name, seed) / "round-00"
+            if _dense_round(other) != _dense_round(row) or other.of or other.pair:
+                continue
+            if other.name != row.name and (source / "metrics.json").exists():
+                self._say(f"{row.name}, seed {seed}: the dense round of {other.name}")
+                half = folder.with_name(f".{folder.name}.tmp")
+                shutil.rmtree(half, ignore_errors=True)
+                shutil.copytree(source, half / "round-00")
+                os.replace(half, folder)
+                return
+
+    def _data(self) -> str:
+        if self.places.data is None:
+            raise ConfigError(expected("--data", "the folder of the data sets", "none"))
+        return f"mnist:{self.places.data / 'mnist'}"
+
+    def _kept(self, row: Row, seed: int) -> dict[str, Any]:
+        kept = read_result(row, self.places.results)["runs"].get(str(seed), {})
+        found = kept.get("options", row.train)
+        for key in {**found, **row.train}:
+            if found.get(key) != row.train.get(key):
+                what = f"row {row.name}, seed {seed}: {key}"
+                wanted = f"{found.get(key)!r} as its result has (remove that to begin anew)"
+                raise ConfigError(expected(what, wanted, repr(row.train.get(key))))
+        return dict(kept)
+
+    def _keep(self, row: Row, seed: int, stage: str, found: dict[str, Any] | None) -> None:
+        if found is None:
+            return
+        result = read_result(row, self.places.results)
+        run = result["runs"].setdefault(str(seed), {})
+        if row.train:
+            run["options"] = row.train
+        run[stage] = self._without_places({k: v for k, v in found.items() if k != "schema"})
+        text = json.dumps(result, indent=1, allow_nan=False) + "\n"
+        self.places.results.mkdir(parents=True, exist_ok=True)
+        write_atomically(
+            result_path(row, self.places.results), lambda file: file.write(text.encode())
+        )
+
+    def _without_places(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: self._without_places(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [self._without_places(each) for each in value]
+        if isinstance(value, str):
+            value = value.replace(str(self.places.runs), "runs")
+            return value.replace(str(self.places.data), "DIR") if self.places.data else value
+        return value
+
+    def _command(self, words: list[str]) -> dict[str, Any] | None:
+        """What ``sparse-ddpm`` prints for ``words``; None in a dry run."""
+        if self.places.dry:
+            print(shlex.join(["sparse-ddpm", *words]))
+            return None
+        done = subprocess.run(
+            [sys.executable, "-m", "sparse_ddpm", *words], stdout=subprocess.PIPE, check=False
+        )
+        if done.returncode != 0:
+            raise SparseDDPMError(f"{shlex.join(words)} ended with status {done.returncode}.")
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    def _say(self, text: str) -> None:
+        print(f"experiments: {text}", file=sys.stderr, flush=True)
+
+
+def _dense_round(row: Row) -> dict[str, Any]:
+    """The options that the dense round depends on."""
+    options = {name: value for name, value in row.train.items() if name not in LATER}
+    if not str(options.get("rewind", "")).startswith("late:"):
+        options.pop("rewind", None)
+    # Of a run without pruning rounds, no other can go on.
+    return {**options, "dense only": row.train.get("rounds") == 0}
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("rows", nargs="*", metavar="ROW")
+    parser.add_argument("--all", action="store_true", help="all rows, the first seeds first")
+    parser.add_argument("--list", action="store_true", help="the rows, and what is done of them")
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="only these")
+    parser.add_argument("--stages", nargs="+", choices=(*STAGES, "compare"), help="only these")
+    parser.add_argument("--again", nargs="+", choices=(*STAGES, "compare"), default=[])
+    parser.add_argument("--samples", type=int, default=10_000, help="default: 10000")
+    environment = os.environ.get("SPARSE_DDPM_DATA")
+    parser.add_argument("--data", type=Path, metavar="ROOT", default=environment)
+    parser.add_argument("--runs", type=Path, metavar="DIR", default=ROOT / "runs" / "tickets")
+    parser.add_argument("--results", type=Path, metavar="DIR", default=RESULTS)
+    parser.add_argument("--experiments", type=Path, metavar="DIR", default=FOLDER)
+    parser.add_argument("--dry", action="store_true", help="print the commands, run nothing")
+    options = parser.parse_args(arguments)
+    if not (options.rows or options.all or options.list):
+        parser.error("expected rows, --all or --list")
+    return options
+
+
+def list_rows(rows: dict[str, Row], results: Path) -> None:
+    for row in rows.values():
+        runs = read_result(row, results)["runs"]
+        done = [
+            f"seed {seed}: {sum(stage in runs.get(str(seed), {}) for stage in row.stages)}"
+            f"/{len(row.stages)}"
+            for seed in row.seeds
+        ]
+        print(f"{row.name:<28} {row.title:<52} {', '.join(done)}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    failed = []
+    try:
+        rows = load_rows(options.experiments)
+        if options.list:
+            list_rows(rows, options.results)
+            return 0
+        for name in options.rows:
+            if name not in rows:
+                raise ConfigError(expected("row", "a name that --list prints", repr(name)))
+        data = options.data.absolute() if options.data else None
+        runs = options.runs.absolute()
+        places = Places(data, runs, options.results, options.samples, options.dry)
+        runner = Runner(rows, places)
+        stages = tuple(options.stages or (*STAGES, "compare"))
+        chosen = [rows[name] for name in (rows if options.all else options.rows)]
+        for seed in sorted({seed for row in chosen for seed in row.seeds}):
+            for row in chosen:
+                if seed in row.seeds and (not options.seeds or seed in options.seeds):
+                    try:
+                        runner.run(row.name, seed, stages, tuple(options.again))
+                    except SparseDDPMError as error:
+                        print(f"experiments: {row.name}: {error}", file=sys.stderr)
+                        failed.append(row.name)
+    except SparseDDPMError as error:
+        print(f"experiments: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    if failed:
+        print(f"experiments: failed: {', '.join(dict.fromkeys(failed))}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError):
+        sys.exit(main())
