@@ -8,10 +8,6 @@ A row is trained, accounted for, judged and timed by the commands of sparse-ddpm
 as JSON is kept in benchmarks/results/tickets/ROW.json, stage by stage and seed by seed. What is
 there is not done again, and training that was stopped goes on. ROOT holds the folder mnist; its
 default is SPARSE_DDPM_DATA. Runs are kept in runs/tickets. Time nothing else beside it.
-
-common.toml is under every row. A row has a `title`, the `tables` it stands in, `seeds`, and either
-a `[train]` table of options of `sparse-ddpm train`, or `of` another row and the `control` of it, or
-the `pair` of tickets that are compared. "ticket:ROW/SEED" as an option stands for that ticket.
 """
 
 from __future__ import annotations
@@ -20,66 +16,35 @@ import argparse
 import contextlib
 import json
 import os
-import re
 import shlex
 import shutil
 import subprocess
 import sys
-import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from experiment_rows import (
+    FOLDER,
+    RESULTS,
+    ROOT,
+    STAGES,
+    Row,
+    load_rows,
+    parse_ticket,
+    read_result,
+    result_path,
+)
 
 from sparse_ddpm.errors import ConfigError, SparseDDPMError, expected
 from sparse_ddpm.files import write_atomically
 
-ROOT = Path(__file__).resolve().parent.parent
-FOLDER = ROOT / "benchmarks" / "experiments"
-RESULTS = ROOT / "benchmarks" / "results" / "tickets"
-COMMON = "common"
-TABLES = ("matching", "control", "similarity", "allocation", "pattern")
-STAGES = ("train", "inspect", "evaluate", "bench")
-KNOWN = ("title", "tables", "seeds", "budget", "train", "of", "control", "pair")
 LATER = (
     *("rounds", "prune-fraction", "sparsity", "steps", "final-steps"),
-    *("allocation", "similar-to", "pattern", "gradual", "distil"),
+    *("allocation", "similar-to", "pattern", "permute", "gradual", "distil"),
 )
 """Options that do not bear on the dense round, so that rows which differ in them share it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row: what to train, whose control to train, or what to compare.
-
-    ``pair``: twice (row, seed). ``budget``: steps of all rounds, or 0 where a row has its own.
-    """
-
-    name: str
-    title: str
-    tables: tuple[str, ...]
-    seeds: tuple[int, ...]
-    budget: int
-    train: dict[str, Any] = field(default_factory=dict)
-    of: str = ""
-    control: str = ""
-    pair: tuple[tuple[str, int], ...] = ()
-
-    @property
-    def trained(self) -> str:
-        """The row whose run holds this row's ticket."""
-        return self.of or self.name
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        return ("compare",) if self.pair else STAGES
-
-    def steps(self) -> int:
-        """Training steps from the first to those of its ticket, by the options of its run."""
-        dense, rounds = self.train["dense-steps"], self.train["rounds"]
-        if rounds == 0:
-            return int(dense)
-        last = self.train.get("final-steps", self.train["steps"])
-        return int(dense + (rounds - 1) * self.train["steps"] + last)
+DENSE_FILES = ("ticket.pt", "samples.png", "weights.pt", "rewind.pt", "metrics.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,82 +56,6 @@ class Places:
     results: Path
     samples: int = 10_000
     dry: bool = False
-
-
-def load_rows(folder: Path = FOLDER) -> dict[str, Row]:
-    """All rows by name, those of the first tables first. Raises `ConfigError`."""
-    common = _read(folder / f"{COMMON}.toml")
-    found = {}
-    for path in sorted(folder.glob("*.toml")):
-        if path.stem != COMMON:
-            found[path.stem] = _row(path.stem, _read(path), common)
-    for row in found.values():
-        for name in (row.of, *(name for name, _ in row.pair)):
-            if name and (name not in found or found[name].pair):
-                raise ConfigError(expected(f"row {row.name}", "another row's name", repr(name)))
-        if row.of:
-            row.train.update(found[row.of].train)
-        if row.train and row.budget and row.steps() != row.budget:
-            what = f"row {row.name}: steps in all"
-            raise ConfigError(expected(what, f"the budget of {row.budget}", row.steps()))
-    return dict(sorted(found.items(), key=lambda item: (_place(item[1]), item[0])))
-
-
-def _place(row: Row) -> int:
-    return min(TABLES.index(table) for table in row.tables)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(expected(str(path), "a TOML file", error)) from error
-
-
-def _row(name: str, content: dict[str, Any], common: dict[str, Any]) -> Row:
-    merged = {**common, **content}
-    for key in merged:
-        if key not in KNOWN:
-            raise ConfigError(expected(f"row {name}", f"keys among {', '.join(KNOWN)}", key))
-    if sum(key in content for key in ("train", "of", "pair")) != 1:
-        raise ConfigError(expected(f"row {name}", "one of train, of, pair", list(content)))
-    tables = tuple(merged.get("tables", ()))
-    if not tables or not set(tables) <= set(TABLES):
-        raise ConfigError(expected(f"row {name}: tables", f"some of {TABLES}", tables))
-    pair = tuple(_ticket(name, text) for text in merged.get("pair", ()))
-    if ("of" in content) != ("control" in content) or ("pair" in content and len(pair) != 2):
-        raise ConfigError(expected(f"row {name}", "of and control, or a pair", list(content)))
-    return Row(
-        name=name,
-        title=merged["title"],
-        tables=tables,
-        seeds=(0,) if pair else tuple(merged["seeds"]),
-        budget=merged["budget"],
-        train={**common["train"], **content["train"]} if "train" in content else {},
-        of=merged.get("of", ""),
-        control=merged.get("control", ""),
-        pair=pair,
-    )
-
-
-def _ticket(row: str, text: str) -> tuple[str, int]:
-    match = re.fullmatch(r"ticket:([\w.-]+)/(\d+)", text)
-    if not match:
-        raise ConfigError(expected(f"row {row}", "ticket:ROW/SEED", repr(text)))
-    return match[1], int(match[2])
-
-
-def result_path(row: Row, results: Path = RESULTS) -> Path:
-    return results / f"{row.name}.json"
-
-
-def read_result(row: Row, results: Path = RESULTS) -> dict[str, Any]:
-    """What is kept of ``row``: ``{"schema": 1, "row": name, "runs": {seed: {stage: ...}}}``."""
-    path = result_path(row, results)
-    if not path.exists():
-        return {"schema": 1, "row": row.name, "runs": {}}
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
 
 
 class Runner:
@@ -248,7 +137,7 @@ class Runner:
         texts = [str(each) for each in values]
         for index, text in enumerate(texts):
             if text.startswith("ticket:"):
-                texts[index] = str(self.ticket(*_ticket(row.name, text)))
+                texts[index] = str(self.ticket(*parse_ticket(row.name, text)))
         return [f"--{name}", *texts]
 
     def _share_dense_round(self, row: Row, seed: int, folder: Path) -> None:
@@ -263,7 +152,10 @@ class Runner:
                 self._say(f"{row.name}, seed {seed}: the dense round of {other.name}")
                 half = folder.with_name(f".{folder.name}.tmp")
                 shutil.rmtree(half, ignore_errors=True)
-                shutil.copytree(source, half / "round-00")
+                (half / "round-00").mkdir(parents=True)
+                for path in (source / file for file in DENSE_FILES):
+                    if path.exists():
+                        shutil.copyfile(path, half / "round-00" / path.name)
                 os.replace(half, folder)
                 return
 

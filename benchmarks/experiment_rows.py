@@ -1,0 +1,136 @@
+"""The rows of docs/tickets.md, as files under benchmarks/experiments, and where results are kept.
+
+common.toml is under every row. A row has a `title`, the `tables` it stands in, `seeds`, and either
+a `[train]` table of options of `sparse-ddpm train`, or `of` another row and the `control` of it, or
+the `pair` of tickets that are compared. "ticket:ROW/SEED" as an option stands for that ticket.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sparse_ddpm.errors import ConfigError, expected
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "benchmarks" / "experiments"
+RESULTS = ROOT / "benchmarks" / "results" / "tickets"
+COMMON = "common"
+TABLES = ("matching", "control", "similarity", "allocation", "pattern")
+STAGES = ("train", "inspect", "evaluate", "bench")
+KNOWN = ("title", "tables", "seeds", "budget", "train", "of", "control", "pair")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row: what to train, whose control to train, or what to compare.
+
+    ``pair``: twice (row, seed). ``budget``: steps of all rounds, or 0 where a row has its own.
+    """
+
+    name: str
+    title: str
+    tables: tuple[str, ...]
+    seeds: tuple[int, ...]
+    budget: int
+    train: dict[str, Any] = field(default_factory=dict)
+    of: str = ""
+    control: str = ""
+    pair: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def trained(self) -> str:
+        """The row whose run holds this row's ticket."""
+        return self.of or self.name
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return ("compare",) if self.pair else STAGES
+
+    def steps(self) -> int:
+        """Training steps from the first to those of its ticket, by the options of its run."""
+        dense, rounds = self.train["dense-steps"], self.train["rounds"]
+        if rounds == 0:
+            return int(dense)
+        last = self.train.get("final-steps", self.train["steps"])
+        return int(dense + (rounds - 1) * self.train["steps"] + last)
+
+
+def load_rows(folder: Path = FOLDER) -> dict[str, Row]:
+    """All rows by name, those of the first tables first. Raises `ConfigError`."""
+    common = _read(folder / f"{COMMON}.toml")
+    found = {}
+    for path in sorted(folder.glob("*.toml")):
+        if path.stem != COMMON:
+            found[path.stem] = _row(path.stem, _read(path), common)
+    for row in found.values():
+        for name in (row.of, *(name for name, _ in row.pair)):
+            if name and (name not in found or found[name].pair):
+                raise ConfigError(expected(f"row {row.name}", "another row's name", repr(name)))
+        if row.of:
+            row.train.update(found[row.of].train)
+        if row.train and row.budget and row.steps() != row.budget:
+            what = f"row {row.name}: steps in all"
+            raise ConfigError(expected(what, f"the budget of {row.budget}", row.steps()))
+    return dict(sorted(found.items(), key=lambda item: (_place(item[1]), item[0])))
+
+
+def _place(row: Row) -> int:
+    return min(TABLES.index(table) for table in row.tables)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(expected(str(path), "a TOML file", error)) from error
+
+
+def _row(name: str, content: dict[str, Any], common: dict[str, Any]) -> Row:
+    merged = {**common, **content}
+    for key in merged:
+        if key not in KNOWN:
+            raise ConfigError(expected(f"row {name}", f"keys among {', '.join(KNOWN)}", key))
+    if sum(key in content for key in ("train", "of", "pair")) != 1:
+        raise ConfigError(expected(f"row {name}", "one of train, of, pair", list(content)))
+    tables = tuple(merged.get("tables", ()))
+    if not tables or not set(tables) <= set(TABLES):
+        raise ConfigError(expected(f"row {name}: tables", f"some of {TABLES}", tables))
+    pair = tuple(parse_ticket(name, text) for text in merged.get("pair", ()))
+    if ("of" in content) != ("control" in content) or ("pair" in content and len(pair) != 2):
+        raise ConfigError(expected(f"row {name}", "of and control, or a pair", list(content)))
+    return Row(
+        name=name,
+        title=merged["title"],
+        tables=tables,
+        seeds=(0,) if pair else tuple(merged["seeds"]),
+        budget=merged["budget"],
+        train={**common["train"], **content["train"]} if "train" in content else {},
+        of=merged.get("of", ""),
+        control=merged.get("control", ""),
+        pair=pair,
+    )
+
+
+def parse_ticket(row: str, text: str) -> tuple[str, int]:
+    match = re.fullmatch(r"ticket:([\w.-]+)/(\d+)", text)
+    if not match:
+        raise ConfigError(expected(f"row {row}", "ticket:ROW/SEED", repr(text)))
+    return match[1], int(match[2])
+
+
+def result_path(row: Row, results: Path = RESULTS) -> Path:
+    return results / f"{row.name}.json"
+
+
+def read_result(row: Row, results: Path = RESULTS) -> dict[str, Any]:
+    """What is kept of ``row``: ``{"schema": 1, "row": name, "runs": {seed: {stage: ...}}}``."""
+    path = result_path(row, results)
+    if not path.exists():
+        return {"schema": 1, "row": row.name, "runs": {}}
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found

@@ -1,0 +1,186 @@
+"""From the results of rows to the numbers of docs/tickets.md, and how they are written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from experiment_rows import Row
+
+OURS, DTYPE = "sparse-ddpm", "float32"
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What the seeds of one row gave. Each tuple has a number for each seed that got so far."""
+
+    name: str
+    title: str
+    seeds: tuple[int, ...]
+    inspects: tuple[dict[str, Any], ...]
+    evaluations: tuple[dict[str, Any], ...]
+    benches: tuple[dict[str, Any], ...]
+
+    @property
+    def sparsities(self) -> tuple[float, ...]:
+        return tuple(found["sparsity"] for found in self.inspects)
+
+    @property
+    def distances(self) -> tuple[float, ...]:
+        return self._judged("distance")
+
+    @property
+    def precisions(self) -> tuple[float, ...]:
+        return self._judged("precision")
+
+    @property
+    def recalls(self) -> tuple[float, ...]:
+        return self._judged("recall")
+
+    @property
+    def samples(self) -> tuple[int, ...]:
+        return tuple(found["samples"] for found in self.evaluations)
+
+    @property
+    def file_kb(self) -> tuple[float, ...]:
+        return tuple(found["totals"]["file_bytes"] / 1e3 for found in self.inspects)
+
+    @property
+    def mflops(self) -> tuple[float, ...]:
+        return tuple(found["totals"]["surviving_flops"] / 1e6 for found in self.inspects)
+
+    @property
+    def peaks(self) -> tuple[float, ...]:
+        return self._timed(1, "step_peak_mib")
+
+    def step_ms(self, batch: int) -> tuple[float, ...]:
+        return self._timed(batch, "step_ms")
+
+    def cost(self, name: str) -> float | None:
+        """Mean of ``file_kb``, ``mflops`` or ``ms`` with a batch, as in ``ms16``."""
+        if name.startswith("ms"):
+            return mean(self.step_ms(int(name.removeprefix("ms"))))
+        values: tuple[float, ...] = getattr(self, name)
+        return mean(values)
+
+    def _judged(self, key: str) -> tuple[float, ...]:
+        return tuple(e[key] for e in self.evaluations if e.get(key) is not None)
+
+    def _timed(self, batch: int, key: str) -> tuple[float, ...]:
+        return tuple(
+            row[key]
+            for bench in self.benches
+            for row in bench["results"]
+            if (row["engine"], row["dtype"], row["batch"]) == (OURS, DTYPE, batch)
+            and row[key] is not None
+        )
+
+
+def figures(row: Row, result: Mapping[str, Any]) -> Figures:
+    """The figures of ``row`` from its result, seeds in rising order."""
+    runs = sorted((int(seed), run) for seed, run in result["runs"].items())
+    parts = {
+        stage: tuple(run[stage] for _, run in runs if stage in run)
+        for stage in ("inspect", "evaluate", "bench")
+    }
+    seeds = tuple(seed for seed, run in runs if "train" in run)
+    return Figures(row.name, row.title, seeds, parts["inspect"], parts["evaluate"], parts["bench"])
+
+
+def mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
+
+
+def curves(
+    rows: Iterable[Row], found: Mapping[str, Figures], name: Callable[[Row], str]
+) -> dict[str, list[Figures]]:
+    """Figures with a distance by the name of their curve, in the order of ``rows``."""
+    out: dict[str, list[Figures]] = {}
+    for row in rows:
+        if found[row.name].distances:
+            out.setdefault(name(row), []).append(found[row.name])
+    return out
+
+
+def points(curve: Iterable[Figures], cost: str) -> list[tuple[float, float]]:
+    """(cost, distance), both means over seeds, in rising order of cost."""
+    pairs = ((each.cost(cost), mean(each.distances)) for each in curve)
+    return sorted((c, d) for c, d in pairs if c is not None and d is not None)
+
+
+def at_cost(curve: Iterable[Figures], cost: str, at: float) -> float | None:
+    """The distance of ``curve`` at a cost, straight over its logarithm; None beyond its ends."""
+    known = points(curve, cost)
+    for (left, high), (right, low) in pairwise(known):
+        if left <= at <= right:
+            return _between(math.log(at), (math.log(left), high), (math.log(right), low))
+    return next((distance for c, distance in known if c == at), None)
+
+
+def equal_quality(
+    curve: Iterable[Figures], batch: int, level: float | None
+) -> tuple[float | None, bool]:
+    """The least milliseconds a step at which ``curve`` has a distance of at most ``level``.
+
+    True beside it: its fastest row is good enough already, so this is an upper bound.
+    """
+    known = points(curve, f"ms{batch}")
+    for index, (time, distance) in enumerate(known):
+        if level is None or distance > level:
+            continue
+        if index == 0:
+            return time, True
+        before, worse = known[index - 1]
+        found = _between(level, (worse, math.log(before)), (distance, math.log(time)))
+        return math.exp(found), False
+    return None, False
+
+
+def _between(x: float, one: tuple[float, float], two: tuple[float, float]) -> float:
+    if one[0] == two[0]:
+        return two[1]
+    return one[1] + (two[1] - one[1]) * (x - one[0]) / (two[0] - one[0])
+
+
+def allocation_name(row: Row) -> str:
+    return _other_than_tickets(row) or str(row.train.get("allocation", "uniform"))
+
+
+def pattern_name(row: Row) -> str:
+    words = [str(row.train.get("pattern", "element"))]
+    if row.train.get("permute"):
+        words.append("permuted")
+    if row.train.get("gradual"):
+        words.append("gradual")
+    return _other_than_tickets(row) or ", ".join(words)
+
+
+def _other_than_tickets(row: Row) -> str:
+    if row.control.startswith("narrow:"):
+        return "narrower dense"
+    return "" if row.train.get("sparsity") else "dense"
+
+
+def line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def rule(header: str) -> str:
+    return "|" + " --- |" * (header.count("|") - 1)
+
+
+def number(value: float | None, form: str = ".3g") -> str:
+    return "-" if value is None else format(value, form)
+
+
+def spread(values: Sequence[float], form: str = ".3g") -> str:
+    """The mean, and the smallest and largest of several."""
+    if not values:
+        return "-"
+    middle = format(sum(values) / len(values), form)
+    if len(values) == 1:
+        return middle
+    return f"{middle} ({format(min(values), form)} to {format(max(values), form)})"
