@@ -80,9 +80,9 @@ def test_in_place_far_from_zero_and_constant(
     gain = torch.ones(12, device=triton_device)
     wanted = channel_norm_reference(x.double(), gain.double(), eps=1e-5)
     channel_norm(x, x, gain, eps=1e-5, tiles=tiles)
-    assert (x - wanted).abs().max() <= 5e-5
-    # 12 * 7 has no rounding to divide by
-    assert not x[:, 2:].any()
+    assert (x - wanted)[:, :2].abs().max() <= 5e-5
+    # an ulp of 7, over sqrt(eps)
+    assert x[:, 2:].abs().max() <= 2e-4
 
 
 def test_channel_slices(triton_device: Any, dtype: Any) -> None:

@@ -14,13 +14,15 @@ from sparse_ddpm_kernels.triton.channel_norm import channel_norm_reference
 from sparse_ddpm_kernels.triton.layout import Layout
 from sparse_ddpm_kernels.triton.linear_attention import linear_attention_reference
 from sparse_ddpm_kernels.triton.linear_block import (
-    MOST_EXPONENT,
     LinearBlockTiles,
     choose_linear_block_tiles,
-    exponent_bound,
     linear_block,
     linear_block_fits,
     linear_block_reference,
+)
+from sparse_ddpm_kernels.triton.linear_block_pack import (
+    MOST_EXPONENT,
+    exponent_bound,
     pack_linear_block,
 )
 

@@ -166,8 +166,8 @@ def test_far_from_zero_and_constant(triton_device: Any) -> None:
     x[2:] = -7.0
     for tiles in (NormTiles(128, 8, 4, whole=True), NormTiles(16, 8, 1, part=64)):
         case = Case(triton_device, torch.float32, 4, 8, 8, 8, 2, x=x)
-        # x itself has 24 bits
-        case.tolerance = 1e-4
+        # an ulp of 100 is 8e-6; one of 7 / sqrt(eps), 2e-4
+        case.tolerance = 3e-4
         case.run(tiles)
 
 

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from sparse_ddpm_kernels.triton.layout import IMAGES
-from sparse_ddpm_kernels.triton.norm import check_view, place
+from sparse_ddpm_kernels.triton.views import check_view, place
 
 MOST_DIM = 128
 """Largest dim_head: the sums of a program's queries stay in registers."""

@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 
 from sparse_ddpm_kernels.triton.layout import IMAGES
-from sparse_ddpm_kernels.triton.norm import check_floats, check_view, merge, place
+from sparse_ddpm_kernels.triton.norm import merge
+from sparse_ddpm_kernels.triton.views import check_floats, check_view, place
 
 REGISTERS = 16384
 """Numbers that a program holds: 64 a thread of 8 warps."""

@@ -24,7 +24,7 @@ from sparse_ddpm_kernels.triton.attention import (
     precision,
 )
 from sparse_ddpm_kernels.triton.layout import IMAGES
-from sparse_ddpm_kernels.triton.norm import check_floats
+from sparse_ddpm_kernels.triton.views import check_floats
 
 VALUES = 32
 """Values e of a context in one program: 8 images x dim x 32 sums."""

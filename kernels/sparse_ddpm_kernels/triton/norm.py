@@ -13,89 +13,26 @@ Three ways lead to a normalised group:
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 
 from sparse_ddpm_kernels.triton.layout import IMAGES
+from sparse_ddpm_kernels.triton.norm_tiles import NormTiles, choose_norm_tiles, power
+from sparse_ddpm_kernels.triton.views import check_floats, check_rows, check_view, place
 
-ELEMENTS = 4096
-"""Of a program of the elementwise pass: four 16-byte vectors for each thread of 4 warps."""
-
-WHOLE = 32768
-"""Most elements of a group that one program holds in registers: 64 a thread of 16 warps."""
-
-MERGE_BYTES = 4 << 20
-"""Moments read again by the elementwise pass that cost what a launch does, about 1 µs of L2."""
-
-
-@dataclass(frozen=True, slots=True)
-class NormTiles:
-    """A program normalises ``rows`` rows of ``images`` images, both powers of two.
-
-    ``whole``: all rows of a group, moments included. ``part``: rows of one pair of the moments
-    made by a first pass, 0 if there is none. ``merge``: a kernel merges moments before.
-    """
-
-    rows: int
-    images: int
-    warps: int = 4
-    whole: bool = False
-    part: int = 0
-    merge: bool = False
-
-    def __post_init__(self) -> None:
-        powers = self.rows, self.images, self.warps
-        if any(n < 1 or n & (n - 1) for n in powers) or self.images < IMAGES:
-            raise ValueError(
-                f"norm tiles: expected powers of two and at least {IMAGES} images, got {self}."
-            )
-
-    def workspace(self, *, group_rows: int, groups: int, images: int) -> int:
-        """Elements of the float32 workspace of `group_norm`."""
-        parts = -(-group_rows // self.part) if self.part else 0
-        return 2 * (parts + self.merge) * groups * images
-
-
-def choose_norm_tiles(
-    channels: int,
-    pixels: int,
-    images: int,
-    groups: int,
-    *,
-    partials: int = 0,
-    multiprocessors: int = 132,
-) -> NormTiles:
-    """How to normalise ``groups`` groups of ``channels``, ``images`` padded.
-
-    ``partials``: pairs of moments of a group and an image that come with x, 0 if none do.
-    """
-    rows = channels // groups * pixels
-    most = math.gcd(images, 1 << 20)
-    if not partials:
-        nb = min(most, max(IMAGES, _floor_power(WHOLE // 2 // _power(rows))), 32)
-        size = _power(rows) * nb
-        if size <= WHOLE:
-            return NormTiles(_power(rows), nb, max(1, min(16, size // 1024)), whole=True)
-    nb = min(most, 256)
-    enough = 2 * multiprocessors * ELEMENTS
-    size = min(ELEMENTS, max(1024, _floor_power(rows * groups * images * ELEMENTS // enough)))
-    block = min(max(1, size // nb), _power(rows))
-    warps = max(1, min(4, block * nb // 256))
-    part = 0
-    if not partials:
-        # Eight tiles deep at most, and enough programs.
-        deep = 8
-        while deep > 1 and groups * images * rows < deep * block * nb * 2 * multiprocessors:
-            deep //= 2
-        part = deep * block
-        partials = -(-rows // part)
-    programs = groups * (images // nb) * -(-rows // block)
-    merge = partials > 1 and programs * nb * partials * 8 > MERGE_BYTES
-    return NormTiles(block, nb, warps, part=part, merge=merge)
+__all__ = [
+    "NormTiles",
+    "check_floats",
+    "check_rows",
+    "check_view",
+    "choose_norm_tiles",
+    "group_norm",
+    "group_norm_reference",
+    "merge",
+    "moments_reference",
+    "sigmoid",
+]
 
 
 def group_norm(
@@ -190,7 +127,7 @@ def group_norm(
             count,
             tile,
             span,
-            min(_power(tiles_in * blocks), 256),
+            min(power(tiles_in * blocks), 256),
             IMAGES,
             num_warps=4,
             enable_fp_fusion=True,
@@ -222,7 +159,7 @@ def group_norm(
         count,
         tile,
         span,
-        min(_power(tiles_in * blocks), max(1, 2048 // tiles.images)),
+        min(power(tiles_in * blocks), max(1, 2048 // tiles.images)),
         tiles.rows,
         tiles.images,
         num_warps=tiles.warps,
@@ -263,73 +200,6 @@ def moments_reference(x: torch.Tensor, channels_per_block: int, tile_pixels: int
         mean = flat.mean(1)
         parts.append(torch.stack([mean, (flat - mean[:, None]).square().sum(1)]))
     return torch.stack(parts, dim=1)
-
-
-def check_view(
-    name: str, value: torch.Tensor, like: torch.Tensor | None = None
-) -> tuple[int, int, int, int]:
-    """The shape of a view of `layout.Layout`, of ``like``'s shape and dtype if given.
-
-    ValueError if it is none: images innermost, strides multiples of 8, 16-byte aligned.
-    """
-    if like is not None and (value.shape != like.shape or value.dtype != like.dtype):
-        wanted, got = (f"{tuple(t.shape)} of {t.dtype}" for t in (like, value))
-        raise ValueError(f"{name}: expected {wanted}, got {got}.")
-    if value.ndim != 4:
-        raise ValueError(f"{name}: expected [C, H, W, N], got {value.ndim} axes.")
-    channels, height, width, images = value.shape
-    plane, row, pixel, one = value.stride()
-    if images % 8 or one != 1 or pixel != images or row % 8 or plane % 8:
-        raise ValueError(
-            f"{name}: expected images innermost, in multiples of 8, "
-            f"got {tuple(value.shape)} with strides {value.stride()}."
-        )
-    if value.data_ptr() % 16:
-        raise ValueError(f"{name}: expected 16-byte alignment, got {value.data_ptr() % 16}.")
-    if channels * plane >= 1 << 31:
-        raise ValueError(f"{name}: expected fewer than 2^31 elements, got {channels * plane}.")
-    return channels, height, width, images
-
-
-def check_floats(name: str, value: torch.Tensor, shape: tuple[int, ...]) -> None:
-    """ValueError if ``value`` is not contiguous float32 of that shape, 16-byte aligned."""
-    if value.dtype != torch.float32 or tuple(value.shape) != shape or not value.is_contiguous():
-        raise ValueError(
-            f"{name}: expected contiguous float32 {shape}, "
-            f"got {value.dtype} {tuple(value.shape)} with strides {value.stride()}."
-        )
-    if value.data_ptr() % 16:
-        raise ValueError(f"{name}: expected 16-byte alignment, got {value.data_ptr() % 16}.")
-
-
-def check_rows(
-    table: torch.Tensor, step: torch.Tensor | None, channels: int, *columns: int
-) -> None:
-    """ValueError if ``table`` lacks ``channels`` numbers from one of ``columns``, or no step."""
-    check_floats("table", table, tuple(table.shape))
-    for column in columns:
-        if table.ndim != 2 or not 0 <= column <= table.shape[1] - channels:
-            raise ValueError(
-                f"table: expected {channels} columns from {column}, got {tuple(table.shape)}."
-            )
-    if step is not None and (step.dtype != torch.int32 or step.numel() != 1):
-        raise ValueError(f"step: expected one int32, got {step.numel()} of {step.dtype}.")
-
-
-def _power(n: int) -> int:
-    """The least power of two that is not below n."""
-    return 1 << max(n - 1, 0).bit_length()
-
-
-def _floor_power(n: int) -> int:
-    """The largest power of two that is not above n, 1 at least."""
-    return 1 << (max(n, 1).bit_length() - 1)
-
-
-@triton.jit
-def place(channel, pixel, plane8, row8, images8, WIDTH: tl.constexpr):
-    """Elements from a view's first to image 0 of (channel, pixel): a multiple of 8."""
-    return (channel * plane8 + pixel // WIDTH * row8 + pixel % WIDTH * images8) * 8
 
 
 @triton.jit
