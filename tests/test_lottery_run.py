@@ -136,7 +136,7 @@ def test_controls_can_be_added_to_a_finished_run(tmp_path: Path, spec: str) -> N
 def test_controls_need_masks(tmp_path: Path, spec: str) -> None:
     with pytest.raises(ConfigError, match="control: expected a run with pruning rounds"):
         run(tmp_path, spec, ("reinit",), rounds=0)
-    with pytest.raises(ConfigError, match="control: expected one of reinit, random-mask, got x"):
+    with pytest.raises(ConfigError, match=r"control: expected one of reinit, .* got x"):
         run(tmp_path, spec, ("x",))
 
 
@@ -242,7 +242,7 @@ def test_command_line(tmp_path: Path, spec: str, capsys: pytest.CaptureFixture[s
     assert "--resume: seed: expected 0 as the run began, got 7" in capsys.readouterr().err
     assert main(["train", "--data", "mnist:nowhere", "--out", str(tmp_path / "other")]) == 1
     assert "nowhere" in capsys.readouterr().err
-    for wrong in (["--rewind", "sometimes"], ["--pattern", "vector:8"]):
+    for wrong in (["--rewind", "sometimes"], ["--pattern", "vector"]):
         assert main(["train", "--data", spec, "--out", str(tmp_path / "no"), *wrong]) == 1
     with pytest.raises(SystemExit) as stopped:
         main([*words, "--prune-fraction", "0.5"])

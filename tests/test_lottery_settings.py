@@ -89,7 +89,15 @@ def test_the_first_setting_that_differs_is_named() -> None:
         ({"lr": math.nan}, "lr: expected a number above 0 and finite, got nan"),
         ({"lr": math.inf}, "lr: expected a number"),
         ({"ema": 1.0}, "ema: expected a number of at least 0 and below 1, got 1.0"),
-        ({"pattern": "vector:8"}, "pattern: expected element"),
+        (
+            {"permute": True},
+            "pattern: expected a pattern of several output channels with --permute",
+        ),
+        ({"permute": True, "pattern": "block:1x8"}, "got 'block:1x8'"),
+        ({"gradual": True}, "rounds: expected 1 with --gradual, got 11"),
+        ({"distil": 1.5}, "distil: expected a number of at least 0 and at most 1, got 1.5"),
+        ({"distil": 0.5, "rounds": 0}, "rounds: expected at least 1 with --distil, got 0"),
+        ({"dim": 12}, "architecture.dim: expected a multiple of groups=8, got 12"),
         ({"pattern": "star"}, "pattern: expected element, vector:G or block:RxC, got 'star'"),
         ({"rewind": "late"}, "rewind: expected init, late:K or lr, got 'late'"),
         ({"rewind": "late:0"}, "rewind: expected init, late:K or lr, got 'late:0'"),
@@ -124,6 +132,9 @@ def test_command_names_no_place_and_only_what_differs() -> None:
     assert "--flip" in line
     assert "/home" not in line
     assert "--seed" not in line
+    settings = dataclasses.replace(settings, allocation="similarity", rounds=1, gradual=True)
+    line = settings.command()
+    assert line.endswith("--similar-to TICKET TICKET")
     given = vars(parser().parse_args(line.split()[1:]))
     chosen = {i.name: given[i.name] for i in dataclasses.fields(Settings) if i.name in given}
     assert dataclasses.replace(Settings(**chosen), data=settings.data) == settings

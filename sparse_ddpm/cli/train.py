@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparse_ddpm.cli import common
+
+if TYPE_CHECKING:
+    from fractions import Fraction
+
+    from sparse_ddpm.ticket.config import Pattern, UNetConfig
 
 
 def add_parser(subparsers: Any) -> None:
@@ -27,6 +32,7 @@ def add_parser(subparsers: Any) -> None:
     add = network.add_argument
     add("--preset", choices=("small", "paper"), help="default: small")
     add("--image-size", type=int, metavar="N", help="instead of the preset's 32")
+    add("--dim", type=int, metavar="N", help="channels of the first level, instead of the preset's")
     add(
         "--weight-standardization",
         choices=("surviving", "none"),
@@ -50,10 +56,36 @@ def add_parser(subparsers: Any) -> None:
     )
     add(
         "--allocation",
-        choices=("uniform", "global"),
-        help="the same fraction in each layer, or one threshold over all (default: uniform)",
+        choices=("uniform", "global", "erk", "lamp", "similarity", "latency"),
+        help="how the survivors are shared out: the same fraction in each layer, one threshold of "
+        "magnitude over all, Erdos-Renyi-kernel densities, LAMP scores, densities from the "
+        "likeness of two tickets, or LAMP scores over estimated time on the CPU engine "
+        "(default: uniform)",
     )
-    add("--pattern", help="the unit that is pruned (default: element, the only one yet)")
+    add(
+        "--similar-to",
+        nargs=2,
+        type=Path,
+        default=[],
+        metavar="TICKET",
+        help="two tickets for --allocation similarity: blocks whose masks are more alike than "
+        "chance stay denser",
+    )
+    add(
+        "--pattern",
+        help="the unit of convolutions that is pruned: element, vector:G (G output channels) or "
+        "block:RxC (R output by C input channels of one tap) (default: element)",
+    )
+    add(
+        "--permute",
+        action="store_true",
+        help="before the first pruning, reorder channels so that units keep more; exact",
+    )
+    add(
+        "--gradual",
+        action="store_true",
+        help="one round that begins dense, its mask on a cubic schedule, instead of many rounds",
+    )
     add("--rewind", help="init, late:K (weights after K dense steps) or lr (default: init)")
     add("--dense-steps", type=int, metavar="N", help="steps of round 0 (default: 2000)")
     add("--steps", type=int, metavar="N", help="steps of every other round (default: 2000)")
@@ -61,10 +93,12 @@ def add_parser(subparsers: Any) -> None:
     add(
         "--control",
         action="append",
-        choices=("reinit", "random-mask"),
+        type=_control,
         default=[],
-        help="after the last round also train fresh weights with its masks (reinit), or its "
-        "weights with random masks of the same densities; may be given twice",
+        metavar="NAME",
+        help="after the last round also train fresh weights with its masks (reinit), its weights "
+        "with random masks of the same densities (random-mask), or a dense U-Net of part of the "
+        "width (narrow:FRACTION); may be given again",
     )
     optimization = parser.add_argument_group("optimization")
     add = optimization.add_argument
@@ -79,6 +113,13 @@ def add_parser(subparsers: Any) -> None:
     add("--weight-decay", type=float, help="default: 0")
     add("--clip-gradient", type=float, metavar="NORM", help="default: 1")
     add("--loss", choices=("l1", "l2"), help="default: l1")
+    add(
+        "--distil",
+        type=float,
+        metavar="WEIGHT",
+        help="part, from 0 to 1, of the dense average's prediction in what rounds after the dense "
+        "one learn (default: 0)",
+    )
     add("--ema", type=float, metavar="DECAY", help="default: 0.995")
     add("--flip", action="store_true", help="flip half of the images left to right")
     add("--seed", type=int, help="default: 0")
@@ -107,6 +148,49 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(run=run)
 
 
+def _control(text: str) -> str:
+    from sparse_ddpm.errors import ConfigError
+    from sparse_ddpm.lottery.controls import check_control
+
+    try:
+        check_control(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
+def weight_costs(architecture: UNetConfig, pattern: Pattern, density: Fraction) -> dict[str, float]:
+    """What one surviving weight of each prunable parameter costs in a step on the CPU engine.
+
+    In multiply-adds of a vector of pixels, by the plan's own model: the pixels that the weight is
+    used on, times the time of the panel entries that hold a random mask of ``pattern`` and
+    ``density``, over the weights in them. Float32, a vector of images at once.
+    """
+    import numpy as np
+
+    from sparse_ddpm.engine.panels import ENTRY_COSTS, choose_group
+    from sparse_ddpm.formats import CSR
+    from sparse_ddpm.lottery.costs import pixels_of
+    from sparse_ddpm.lottery.pruning import prunable
+    from sparse_ddpm.ticket.synthetic import random_mask
+
+    costs = ENTRY_COSTS["float32"][1]
+    pixels = pixels_of(architecture)
+    rng = np.random.default_rng(0)
+    out: dict[str, float] = {}
+    for parameter in prunable(architecture):
+        name = parameter.name
+        if pixels[name] == 0:
+            out[name] = 0.0
+            continue
+        mask = random_mask(parameter.shape, 1.0 - float(density), pattern, rng)
+        mask = mask.reshape(len(mask), -1)
+        choice = choose_group(CSR.from_dense(mask.astype(np.float32), mask), entry_costs=costs)
+        entry = choice.entries * costs[choice.group][0] / np.count_nonzero(mask)
+        out[name] = float(pixels[name] * entry)
+    return out
+
+
 def run(args: argparse.Namespace) -> int:
     """Train, then report where the ticket is and how each round went."""
     try:
@@ -120,18 +204,22 @@ def run(args: argparse.Namespace) -> int:
             expected("train", "torch (pip install 'sparse-ddpm[train]')", "none installed")
         ) from error
     given = vars(args)
-    not_settings = ("command", "run", "out", "resume", "download", "control", "json")
+    not_settings = ("command", "run", "out", "resume", "download", "control", "similar_to")
     chosen = {
         name: value
         for name, value in given.items()
-        if name not in (*not_settings, "steps_per_checkpoint")
+        if name not in (*not_settings, "json", "steps_per_checkpoint")
     }
+    if "gradual" in chosen:
+        chosen.setdefault("rounds", 1)
     metrics = train(
         args.out,
         chosen,
         resume=args.resume,
         download=args.download,
         controls=args.control,
+        similar_to=args.similar_to,
+        costs=weight_costs,
         steps_per_checkpoint=args.steps_per_checkpoint,
     )
     ticket = args.out / "ticket.pt"

@@ -9,18 +9,31 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_ddpm.errors import ConfigError, expected
+from sparse_ddpm.lottery.allocation import (
+    DENSITIES,
+    Layers,
+    check_layers,
+    lamp_scores,
+    layer_densities,
+)
+from sparse_ddpm.lottery.patterns import (
+    ELEMENT,
+    pattern_of,
+    unit_alive,
+    unit_mask,
+    unit_scores,
+    unit_sizes,
+)
 from sparse_ddpm.lottery.randomness import generator
 from sparse_ddpm.ticket.config import Pattern, UNetConfig
-from sparse_ddpm.ticket.parameters import unet_parameters
+from sparse_ddpm.ticket.parameters import Parameter, unet_parameters
 
 Masks = dict[str, NDArray[np.bool_]]
-
-ELEMENT = Pattern()
 
 
 def density_after(round_: int, *, fraction: float, sparsity: float | None, rounds: int) -> Fraction:
@@ -45,25 +58,19 @@ def survivors(size: int, density: Fraction) -> int:
     return max(1, math.floor(size * density))
 
 
+def prunable(architecture: UNetConfig) -> list[Parameter]:
+    """The parameters that masks are made for, in the order of the forward pass."""
+    return [p for p in unet_parameters(architecture) if p.prunable]
+
+
 def dense_masks(architecture: UNetConfig) -> Masks:
     """Masks that prune nothing."""
-    return {p.name: np.ones(p.shape, bool) for p in unet_parameters(architecture) if p.prunable}
+    return {p.name: np.ones(p.shape, bool) for p in prunable(architecture)}
 
 
 def density_of(masks: Mapping[str, NDArray[np.bool_]]) -> float:
     """Part of all prunable weights that survives."""
     return sum(int(m.sum()) for m in masks.values()) / sum(m.size for m in masks.values())
-
-
-def unit_scores(effective: NDArray[np.float32], pattern: Pattern) -> NDArray[np.float32]:
-    """The importance of each unit of ``pattern`` in one weight: for an element its magnitude.
-
-    Raises `ConfigError` for a pattern that cannot be trained yet; a score for ``vector:G`` and
-    ``block:RxC``, and the way from units back to weights, would be made here and nowhere else.
-    """
-    if str(pattern) != "element":
-        raise ConfigError(expected("pattern", "element", str(pattern)))
-    return np.abs(effective)
 
 
 def prune(
@@ -74,53 +81,126 @@ def prune(
     architecture: UNetConfig,
     allocation: str = "uniform",
     pattern: Pattern = ELEMENT,
+    layers: Layers | None = None,
 ) -> Masks:
-    """Keep the surviving weights of largest magnitude until ``density`` of all is left.
+    """Keep the surviving units of highest score until ``density`` of all weights is left.
 
-    ``effective``: masked, standardised weights by name. ``uniform`` keeps `survivors` of each
-    layer; ``global`` keeps `survivors` of all weights together, wherever they are. Of equal
-    magnitudes the earlier weight stays (layers in the order of the forward pass, weights in C
-    order). What ``masks`` prunes stays pruned.
+    ``effective``: masked, standardised weights by name; ``allocation``, ``layers`` and scores: see
+    `sparse_ddpm.lottery.allocation` and `unit_scores`. Units are taken, best first, while they fit
+    into the `survivors` of each layer or of all together; at least one is. Of equal scores the
+    earlier unit stays (layers in the order of the forward pass, units in C order). What ``masks``
+    prunes stays pruned. Raises `ConfigError`.
 
     For ``global`` a standardised weight is divided by the root of its fan-in, the scale at which
     a dense layer is initialised: standardisation makes its own scale meaningless (group norm
     takes it out again), and without a common scale one threshold would compare unlike things.
     """
-    parameters = [p for p in unet_parameters(architecture) if p.prunable]
-    scores: list[NDArray[np.float32]] = []
-    for parameter in parameters:
-        score = unit_scores(effective[parameter.name], pattern)
-        if parameter.standardized:
-            score = score / np.float32(math.sqrt(math.prod(parameter.shape[1:])))
-        # A pruned unit ranks behind every survivor, also behind one that is exactly zero.
-        scores.append(np.where(masks[parameter.name], score, np.float32(-1.0)).reshape(-1))
-    if allocation == "uniform":
-        kept = [_largest(score, survivors(score.size, density)) for score in scores]
-    elif allocation == "global":
-        ends = np.cumsum([score.size for score in scores])
-        together = _largest(np.concatenate(scores), survivors(int(ends[-1]), density))
-        kept = np.split(together, ends[:-1])
+    parameters = prunable(architecture)
+    check_layers(allocation, layers, parameters)
+    cuts = [_Cut(p, pattern, effective[p.name], masks[p.name]) for p in parameters]
+    if allocation in DENSITIES:
+        densities = layer_densities(allocation, parameters, density, layers)
+        kept = [cut.best(share) for cut, share in zip(cuts, densities, strict=True)]
     else:
-        raise ConfigError(expected("allocation", "uniform or global", repr(allocation)))
+        kept = _best_of_all(cuts, allocation, density, layers or {})
     return {
-        p.name: keep.reshape(p.shape) & masks[p.name]
-        for p, keep in zip(parameters, kept, strict=True)
+        cut.parameter.name: cut.mask(keep) & masks[cut.parameter.name]
+        for cut, keep in zip(cuts, kept, strict=True)
     }
 
 
-def _largest(scores: NDArray[np.float32], count: int) -> NDArray[np.bool_]:
-    """True for the ``count`` largest of ``scores [n]``; of equal ones the first."""
+class _Cut:
+    """One parameter cut into units: flat arrays of their scores, sizes, and which are alive."""
+
+    def __init__(
+        self,
+        parameter: Parameter,
+        pattern: Pattern,
+        effective: NDArray[np.float32],
+        mask: NDArray[np.bool_],
+    ) -> None:
+        self.parameter, self.pattern = parameter, pattern_of(parameter, pattern)
+        sizes = unit_sizes(parameter.shape, self.pattern)
+        self.grid = sizes.shape
+        self.sizes = sizes.reshape(-1)
+        self.weights = math.prod(parameter.shape)
+        self.alive = unit_alive(mask, self.pattern).reshape(-1)
+        self.scores = unit_scores(effective, self.pattern).reshape(-1)
+
+    def best(self, density: Fraction) -> NDArray[np.bool_]:
+        return best_units(self.ranked(self.scores), self.sizes, survivors(self.weights, density))
+
+    def ranked(self, scores: NDArray[Any]) -> NDArray[Any]:
+        # A pruned unit ranks behind every survivor, also behind one that is exactly zero.
+        return np.where(self.alive, scores, scores.dtype.type(-1.0))
+
+    def compared(self, allocation: str, layers: Layers) -> NDArray[Any]:
+        """Scores that can be compared with those of other layers."""
+        if allocation == "global":
+            scores = self.scores
+            if self.parameter.standardized:
+                scores = scores / np.float32(math.sqrt(math.prod(self.parameter.shape[1:])))
+            return self.ranked(scores)
+        lamp = lamp_scores(self.scores, self.sizes, self.alive)
+        return self.ranked(lamp / layers[self.parameter.name] if allocation == "latency" else lamp)
+
+    def mask(self, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        return unit_mask(kept.reshape(self.grid), self.parameter.shape, self.pattern)
+
+
+def _best_of_all(
+    cuts: list[_Cut], allocation: str, density: Fraction, layers: Layers
+) -> list[NDArray[np.bool_]]:
+    free = [allocation == "latency" and layers[cut.parameter.name] == 0.0 for cut in cuts]
+    rest = [cut for cut, alone in zip(cuts, free, strict=True) if not alone]
+    together: list[NDArray[np.bool_]] = []
+    if rest:
+        scores = np.concatenate([cut.compared(allocation, layers) for cut in rest])
+        sizes = np.concatenate([cut.sizes for cut in rest])
+        ends = np.cumsum([cut.sizes.size for cut in rest])
+        best = best_units(scores, sizes, survivors(sum(cut.weights for cut in rest), density))
+        together = np.split(best, ends[:-1])
+    shared = iter(together)
+    return [cut.best(density) if a else next(shared) for cut, a in zip(cuts, free, strict=True)]
+
+
+def best_units(scores: NDArray[Any], sizes: NDArray[np.int32], budget: int) -> NDArray[np.bool_]:
+    """True for the units of highest score that fit into ``budget`` weights, and for the first.
+
+    All arrays ``[units]``. The first unit, in falling order of scores, that does not fit ends it;
+    of equal scores the earlier comes first.
+    """
+    if sizes.min() == sizes.max():
+        # One size, the usual case: the count is known, and a threshold is found without a sort.
+        count = min(max(1, budget // int(sizes[0])), scores.size)
+        threshold = np.partition(scores, scores.size - count)[scores.size - count]
+        kept = scores > threshold
+        equal = np.flatnonzero(scores == threshold)
+        kept[equal[: count - int(kept.sum())]] = True
+        return np.asarray(kept)
+    order = np.argsort(-scores, kind="stable")
+    count = max(1, int(np.searchsorted(np.cumsum(sizes[order]), budget, side="right")))
     kept = np.zeros(scores.size, bool)
-    kept[np.argsort(-scores, kind="stable")[:count]] = True
+    kept[order[:count]] = True
     return kept
 
 
-def random_masks(masks: Masks, seed: int) -> Masks:
-    """Masks with as many survivors in each layer as ``masks``, at places drawn from ``seed``."""
+def random_masks(masks: Masks, seed: int, pattern: Pattern = ELEMENT) -> Masks:
+    """Masks with as many survivors in each layer as ``masks``, at places drawn from ``seed``.
+
+    ``masks`` are whole units of ``pattern`` (of elements in what is not a convolution), and so are
+    the new ones: of each size of unit as many survive.
+    """
     out: Masks = {}
     for index, (name, mask) in enumerate(masks.items()):
+        cut = pattern if mask.ndim == 4 else ELEMENT
+        alive = unit_alive(mask, cut)
+        sizes = unit_sizes(mask.shape, cut)
         rng = generator(seed, "random-mask", 0, index)
-        kept = np.zeros(mask.size, bool)
-        kept[rng.permutation(mask.size)[: int(mask.sum())]] = True
-        out[name] = kept.reshape(mask.shape)
+        kept = np.zeros(alive.size, bool)
+        for size in np.unique(sizes)[::-1]:
+            places = np.flatnonzero(sizes == size)
+            count = int(alive.reshape(-1)[places].sum())
+            kept[places[rng.permutation(places.size)[:count]]] = True
+        out[name] = unit_mask(kept.reshape(alive.shape), mask.shape, cut)
     return out

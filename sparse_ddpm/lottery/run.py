@@ -4,23 +4,28 @@ Every unit of work begins with "its output exists: return", and its output appea
 Whatever is random is a function of the seed. So a run that is killed anywhere and started again
 ends with the files of one that was not.
 
-    OUT/config.json               the settings
+    OUT/config.json               the settings, and numbers of layers that an allocation needs
     OUT/round-03/metrics.json     written last: with it the round is done
     OUT/round-03/ticket.pt        the masked average
     OUT/round-03/samples.png      drawn from it
     OUT/round-03/weights.pt       raw weights and masks, what the next round begins with
     OUT/round-03/checkpoint.pt    while the round trains
     OUT/round-00/rewind.pt        with late rewinding: the weights after K steps
+    OUT/round-00/orders.json      with permutation: the order of channels from round 1 on
     OUT/control-reinit/           like a round, trained after the last one
     OUT/metrics.jsonl             the metrics of all units, one a line
     OUT/ticket.pt, ticket.safetensors
+
+With permutation, what later rounds begin with is the weights of the first ones in the order that
+was found after round 0: the same functions, other places.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +35,26 @@ from numpy.typing import NDArray
 
 from sparse_ddpm.errors import ConfigError, expected
 from sparse_ddpm.files import sweep
-from sparse_ddpm.lottery import pruning, randomness
+from sparse_ddpm.lottery import permutation, pruning, randomness
+from sparse_ddpm.lottery.allocation import Layers, check_layers
+from sparse_ddpm.lottery.controls import (
+    MASKED,
+    check_control,
+    control_folder,
+    control_steps,
+    narrow_settings,
+)
 from sparse_ddpm.lottery.evaluation import draw, held_out_loss, split
 from sparse_ddpm.lottery.files import read_json, write_json, write_text
+from sparse_ddpm.lottery.gradual import mask_updates
 from sparse_ddpm.lottery.progress import Bar
 from sparse_ddpm.lottery.pruning import Masks
 from sparse_ddpm.lottery.settings import Settings
 from sparse_ddpm.lottery.training import (
+    Gradual,
     Trained,
     Weights,
+    effective_arrays,
     load_torch,
     masked_model,
     save_torch,
@@ -51,11 +67,6 @@ from sparse_ddpm.sampling.schedule import alphas_cumprod
 from sparse_ddpm.ticket import Ticket, load_ticket, save_ticket
 from sparse_ddpm.ticket.config import Pattern, Provenance
 from sparse_ddpm.ticket.parameters import unet_parameters
-
-CONTROLS = ("reinit", "random-mask")
-"""Trained as the last round is, on the same batches. ``reinit``: its masks on fresh random weights.
-``random-mask``: as many weights in each layer at random places, on the weights rewound to (with
-``lr``: on the dense ones)."""
 
 
 def initial_weights(settings: Settings, purpose: str = "weights") -> Weights:
@@ -75,7 +86,10 @@ def sha256_of(settings: Settings, weights: Weights) -> str:
 
 
 class Run:
-    """One run in one folder. ``images``: uint8 ``[N, H, W, C]``; ``settings``: resolved."""
+    """One run in one folder. ``images``: uint8 ``[N, H, W, C]``; ``settings``: resolved.
+
+    ``layers``: what the allocations in `NEED_LAYERS` need. Raises `ConfigError`.
+    """
 
     def __init__(
         self,
@@ -85,15 +99,20 @@ class Run:
         dataset: str,
         *,
         controls: Sequence[str] = (),
+        layers: Layers | None = None,
         steps_per_checkpoint: int = 500,
     ) -> None:
+        check_layers(settings.allocation, layers, pruning.prunable(settings.architecture))
         for control in controls:
-            if control not in CONTROLS:
-                raise ConfigError(expected("control", f"one of {', '.join(CONTROLS)}", control))
+            check_control(control)
+            if control not in MASKED:
+                narrow_settings(settings, control)
         if controls and settings.rounds == 0:
             raise ConfigError(expected("control", "a run with pruning rounds", "rounds=0"))
         self.settings, self.out, self.dataset = settings, out, dataset
         self.controls = tuple(dict.fromkeys(controls))
+        self.layers = layers
+        self.pattern = Pattern.parse(settings.pattern)
         self.steps_per_checkpoint = steps_per_checkpoint
         device = torch.device(settings.device)
         pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
@@ -109,7 +128,7 @@ class Run:
         for folder in (self.out, *self._units()):
             sweep(folder)
         total = sum(settings.steps_of(r) for r in range(settings.rounds + 1))
-        total += len(self.controls) * settings.steps_of(settings.rounds)
+        total += sum(control_steps(settings, control) for control in self.controls)
         with Bar(total, quiet=quiet) as bar:
             for round_ in range(settings.rounds + 1):
                 self._round(round_, bar)
@@ -123,7 +142,9 @@ class Run:
 
     def _units(self) -> list[Path]:
         rounds = [self._folder(r) for r in range(self.settings.rounds + 1)]
-        return rounds + [self.out / f"control-{control}" for control in CONTROLS]
+        masked = [self.out / control_folder(control) for control in MASKED]
+        narrow = sorted(self.out.glob(control_folder("narrow:*")))
+        return rounds + masked + narrow
 
     def _metrics(self) -> list[dict[str, Any]]:
         paths = [unit / "metrics.json" for unit in self._units()]
@@ -133,7 +154,8 @@ class Run:
         folder = self._folder(round_)
         if not (folder / "metrics.json").exists():
             masks = self._masks(round_)
-            self._unit(folder, round_, self._start(round_), masks, bar)
+            gradual = self._gradual() if round_ == 1 and self.settings.gradual else None
+            self._unit(folder, round_, self._start(round_), masks, bar, gradual=gradual)
         else:
             bar.skip(self.settings.steps_of(round_))
         (folder / "checkpoint.pt").unlink(missing_ok=True)
@@ -143,20 +165,24 @@ class Run:
         self._write_metrics()
 
     def _control(self, control: str, bar: Bar) -> None:
-        folder = self.out / f"control-{control}"
-        last = self.settings.rounds
+        folder = self.out / control_folder(control)
+        settings, last = self.settings, self.settings.rounds
         if not (folder / "metrics.json").exists():
-            masks = self._load(last)[1]
-            if control == "reinit":
-                start = initial_weights(self.settings, "reinit")
+            if control in MASKED:
+                masks = self._load(last)[1]
             else:
+                settings = narrow_settings(settings, control)
+                masks = pruning.dense_masks(settings.architecture)
+            if control == "random-mask":
                 # Rewinding the learning rate keeps weights that the real masks chose; the last
                 # ones that no mask had a say in are the dense ones.
-                masks = pruning.random_masks(masks, self.settings.seed)
-                start = self._start(min(last, 1))
-            self._unit(folder, last, start, masks, bar, control=control)
+                masks = pruning.random_masks(masks, settings.seed, self.pattern)
+                start = self._start(1)
+            else:
+                start = initial_weights(settings, "reinit")
+            self._unit(folder, last, start, masks, bar, control=control, settings=settings)
         else:
-            bar.skip(self.settings.steps_of(last))
+            bar.skip(control_steps(settings, control))
         for name in ("checkpoint.pt", "weights.pt"):
             (folder / name).unlink(missing_ok=True)
         self._write_metrics()
@@ -171,36 +197,79 @@ class Run:
         except (AttributeError, KeyError) as error:
             raise ConfigError(expected(str(path), "weights and masks", repr(error))) from error
 
-    def _masks(self, round_: int) -> Masks:
+    def _density(self, round_: int) -> Fraction:
         settings = self.settings
-        if round_ == 0:
-            return pruning.dense_masks(settings.architecture)
-        weights, masks = self._load(round_ - 1)
-        model = masked_model(settings, weights, masks)
-        effective = {n: w.cpu().numpy() for n, w in model.effective_weights().items()}
-        density = pruning.density_after(
+        return pruning.density_after(
             round_,
             fraction=settings.prune_fraction,
             sparsity=settings.sparsity,
             rounds=settings.rounds,
         )
+
+    def _masks(self, round_: int) -> Masks:
+        """The masks that a round begins with."""
+        if round_ == 0 or self.settings.gradual:
+            return pruning.dense_masks(self.settings.architecture)
+        weights, masks = self._load(round_ - 1)
+        if round_ == 1:
+            weights = self._permuted(weights)
+        effective = effective_arrays(masked_model(self.settings, weights, masks))
+        return self._prune(effective, masks, self._density(round_))
+
+    def _prune(
+        self, effective: Mapping[str, NDArray[np.float32]], masks: Masks, density: Fraction
+    ) -> Masks:
         return pruning.prune(
             effective,
             masks,
             density,
-            architecture=settings.architecture,
-            allocation=settings.allocation,
-            pattern=Pattern.parse(settings.pattern),
+            architecture=self.settings.architecture,
+            allocation=self.settings.allocation,
+            pattern=self.pattern,
+            layers=self.layers,
         )
+
+    def _gradual(self) -> Gradual:
+        return Gradual(mask_updates(self.settings.steps_of(1), self._density(1)), self._prune)
+
+    def _permuted(self, weights: Weights) -> Weights:
+        """``weights`` of round 0 or before in the order of channels that later rounds have."""
+        if not self.settings.permute:
+            return weights
+        spaces = permutation.channel_spaces(self.settings.architecture)
+        path = self._folder(0) / "orders.json"
+        if not path.exists():
+            dense = masked_model(self.settings, *self._load(0))
+            found = permutation.find_permutations(
+                effective_arrays(dense),
+                self.settings.architecture,
+                self.pattern,
+                self._density(self.settings.rounds),
+            )
+            write_json(path, {name: order.tolist() for name, order in found.items()})
+        orders = permutation.check_orders(str(path), read_json(path), spaces)
+        arrays = permutation.permuted({n: w.numpy() for n, w in weights.items()}, spaces, orders)
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def _start(self, round_: int) -> Weights:
         """The weights that a round begins with, before its masks are applied."""
-        if round_ == 0 or self.settings.rewind == "init":
+        if round_ == 0:
             return self.initial
-        if self.settings.rewind == "lr":
-            return self._load(round_ - 1)[0]
-        weights: Weights = load_torch(self._folder(0) / "rewind.pt")
-        return weights
+        rewind = self.settings.rewind
+        if rewind == "init":
+            return self._permuted(self.initial)
+        if rewind == "lr":
+            weights = self._load(round_ - 1)[0]
+            return self._permuted(weights) if round_ == 1 else weights
+        return self._permuted(load_torch(self._folder(0) / "rewind.pt"))
+
+    def _teacher(self) -> UNet | None:
+        """The dense average, if pruned networks learn from it."""
+        if self.settings.distil == 0.0:
+            return None
+        average = load_ticket(self._folder(0) / "ticket.pt").weights
+        weights = {name: torch.from_numpy(weight.copy()) for name, weight in average.items()}
+        return masked_model(self.settings, weights, {}).eval().requires_grad_(False)
 
     def _unit(
         self,
@@ -211,13 +280,18 @@ class Run:
         bar: Bar,
         *,
         control: str | None = None,
+        settings: Settings | None = None,
+        gradual: Gradual | None = None,
     ) -> None:
-        settings = self.settings
+        settings = settings or self.settings
         folder.mkdir(exist_ok=True)
         late = settings.late_steps if round_ == 0 and control is None else None
-        steps = settings.steps_of(round_)
-        density = pruning.density_of(masks)
-        bar.begin(f"round {round_}/{settings.rounds}" if control is None else control, density)
+        if control is None:
+            steps, title = settings.steps_of(round_), f"round {round_}/{settings.rounds}"
+        else:
+            steps, title = control_steps(self.settings, control), control
+        final = pruning.density_of(masks) if gradual is None else float(self._density(round_))
+        bar.begin(title, final)
 
         def keep_for_rewinding(weights: Weights) -> None:
             save_torch(weights, folder / "rewind.pt")
@@ -233,11 +307,15 @@ class Run:
             checkpoint=folder / "checkpoint.pt",
             steps_per_checkpoint=self.steps_per_checkpoint,
             at_step={} if late is None else {late: keep_for_rewinding},
+            gradual=gradual,
+            teacher=None if round_ == 0 else self._teacher(),
             progress=bar,
         )
+        masks = trained.masks
+        density = pruning.density_of(masks)
         model = masked_model(settings, trained.average, masks)
         held = held_out_loss(settings, self.diffusion, model, self.held_out)
-        ticket = self._ticket(trained, masks, round_, held, control)
+        ticket = self._ticket(settings, trained, round_, held, control)
         save_ticket(ticket, folder / "ticket.pt")
         save_grid(draw(settings, model), folder / "samples.png")
         content = {
@@ -260,9 +338,9 @@ class Run:
         )
 
     def _ticket(
-        self, trained: Trained, masks: Masks, round_: int, held: float, control: str | None
+        self, settings: Settings, trained: Trained, round_: int, held: float, control: str | None
     ) -> Ticket:
-        settings = self.settings
+        command = self.settings.command()
         return Ticket(
             architecture=settings.architecture,
             diffusion=settings.diffusion,
@@ -273,13 +351,13 @@ class Run:
                 rewinding=settings.rewind if control is None else f"control {control}",
                 allocation=settings.allocation,
                 pattern=settings.pattern,
-                sparsity=1.0 - pruning.density_of(masks),
+                sparsity=1.0 - pruning.density_of(trained.masks),
                 initial_sha256=self.initial_sha256,
-                command=settings.command(),
+                command=command if control is None else f"{command} --control {control}",
                 metrics={"train_loss": trained.loss, "held_out_loss": held},
             ),
             weights={name: weight.numpy() for name, weight in trained.average.items()},
-            masks=masks,
+            masks=trained.masks,
         )
 
     def _write_metrics(self) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,19 @@ import torch
 from sparse_ddpm.data.load import load_images
 from sparse_ddpm.errors import ConfigError, expected
 from sparse_ddpm.lottery.files import locked, read_json, write_json
+from sparse_ddpm.lottery.pruning import density_after
 from sparse_ddpm.lottery.run import Run
 from sparse_ddpm.lottery.settings import Settings
+from sparse_ddpm.lottery.similarity import relative_densities
+from sparse_ddpm.ticket import load_ticket
+from sparse_ddpm.ticket.config import Pattern, UNetConfig
 
 CONFIG = "config.json"
 VERSION = 1
+
+Costs = Callable[[UNetConfig, Pattern, Fraction], Mapping[str, float]]
+"""Architecture, pattern and density of the last round to the time that one surviving weight of
+each prunable parameter costs, in any unit; 0 for what costs none while images are drawn."""
 
 
 def train(
@@ -27,14 +36,18 @@ def train(
     resume: bool = False,
     download: bool = False,
     controls: Sequence[str] = (),
+    similar_to: Sequence[Path] = (),
+    costs: Costs | None = None,
     steps_per_checkpoint: int = 500,
     quiet: bool = False,
 ) -> list[dict[str, Any]]:
     """Run, or go on with, the run in ``out``; return the metrics of its rounds and controls.
 
     ``chosen``: `Settings` by name. With ``resume`` those not chosen are as the run began; without
-    a run in ``out`` one is begun. Raises `ConfigError` for a run in ``out`` without ``resume`` and
-    for a setting that is not as the run began.
+    a run in ``out`` one is begun. ``similar_to``: for allocation ``similarity`` two tickets, and
+    ``costs``: for ``latency`` what a weight costs; what follows from them for each layer is kept
+    with the settings, and a run that goes on needs neither. Raises `ConfigError` for a run in
+    ``out`` without ``resume`` and for a setting that is not as the run began.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -45,11 +58,15 @@ def train(
         if config.exists():
             if not resume:
                 raise ConfigError(expected(f"out {out}", "no run there, or --resume", "a run"))
-            settings = _continued(config, chosen)
+            settings, layers = _continued(config, chosen)
+            if similar_to and _layers(settings, similar_to, None) != layers:
+                what = "--resume: similar-to"
+                raise ConfigError(expected(what, "tickets as the run began", "others"))
         else:
             if "data" not in chosen:
                 raise ConfigError(expected("data", "SPEC for a new run", "none"))
             settings = resolve(Settings(**chosen))
+            layers = _layers(settings, similar_to, costs)
         architecture = settings.architecture
         images = load_images(
             settings.data,
@@ -64,10 +81,12 @@ def train(
                 images.images,
                 images.name,
                 controls=controls,
+                layers=layers,
                 steps_per_checkpoint=steps_per_checkpoint,
             )
             if not config.exists():
-                write_json(config, {"version": VERSION, "settings": settings.to_json()})
+                content = {"version": VERSION, "settings": settings.to_json(), "layers": layers}
+                write_json(config, content)
             return run.execute(quiet=quiet)
 
 
@@ -82,15 +101,43 @@ def _threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _continued(config: Path, chosen: Mapping[str, Any]) -> Settings:
+def _layers(
+    settings: Settings, similar_to: Sequence[Path], costs: Costs | None
+) -> dict[str, float] | None:
+    """The numbers of layers that the allocation needs; raises `ConfigError` where it cannot be."""
+    if similar_to and settings.allocation != "similarity":
+        raise ConfigError(
+            expected("allocation", "similarity with --similar-to", repr(settings.allocation))
+        )
+    if settings.allocation == "similarity":
+        if len(similar_to) != 2:
+            wanted = "two tickets with --allocation similarity"
+            raise ConfigError(expected("similar-to", wanted, len(similar_to) or "none"))
+        one, two = (load_ticket(path) for path in similar_to)
+        return relative_densities(one, two)
+    if settings.allocation == "latency" and costs is not None:
+        density = density_after(
+            settings.rounds,
+            fraction=settings.prune_fraction,
+            sparsity=settings.sparsity,
+            rounds=settings.rounds,
+        )
+        return dict(costs(settings.architecture, Pattern.parse(settings.pattern), density))
+    return None
+
+
+def _continued(config: Path, chosen: Mapping[str, Any]) -> tuple[Settings, dict[str, float] | None]:
     content = read_json(config)
     if content.get("version") != VERSION or not isinstance(content.get("settings"), dict):
         raise ConfigError(expected(str(config), f"settings, version {VERSION}", "others"))
     stored = Settings.from_json(content["settings"])
+    layers = content.get("layers")
+    if layers is not None and not isinstance(layers, dict):
+        raise ConfigError(expected(f"{config}: layers", "an object or null", repr(layers)[:80]))
     # "auto" asks for what this machine resolves it to; where nothing is asked the run decides.
     asked = resolve(Settings(**{**stored.to_json(), **chosen}))
     asked.check_same(stored)
-    return stored
+    return stored, layers
 
 
 def resolve(settings: Settings) -> Settings:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparse_ddpm.errors import ConfigError, expected
+from sparse_ddpm.lottery.allocation import ALLOCATIONS
 from sparse_ddpm.ticket.config import PRESETS, DiffusionConfig, Pattern, UNetConfig
 
-ALLOCATIONS = ("uniform", "global")
 OPTIMIZERS = ("adam", "adamw")
 LR_SCHEDULES = ("constant", "one-cycle")
 PRECISIONS = ("auto", "float32", "bf16")
@@ -25,13 +25,17 @@ class Settings:
 
     ``prune_fraction`` of the remaining prunable weights goes in each of ``rounds`` pruning rounds;
     ``sparsity`` instead fixes where the last one ends. ``rewind`` is ``init``, ``late:K`` or
-    ``lr``. ``device``, ``precision`` and ``threads`` are resolved before a run begins: its bits
-    depend on them.
+    ``lr``. With ``gradual`` the one pruning round begins dense and its mask follows a cubic
+    schedule; with ``permute`` output channels are reordered, before anything is pruned, so that
+    units hold more; ``distil`` is the weight, from 0 to 1, of the dense average's prediction in
+    what pruned networks learn. ``device``, ``precision`` and ``threads`` are resolved before a
+    run begins: its bits depend on them.
     """
 
     data: str
     preset: str = "small"
     image_size: int | None = None
+    dim: int | None = None
     weight_standardization: str = "surviving"
     schedule: str = "sigmoid"
     objective: str = "eps"
@@ -41,6 +45,8 @@ class Settings:
     sparsity: float | None = None
     allocation: str = "uniform"
     pattern: str = "element"
+    permute: bool = False
+    gradual: bool = False
     rewind: str = "init"
     dense_steps: int = 2000
     steps: int = 2000
@@ -52,6 +58,7 @@ class Settings:
     weight_decay: float = 0.0
     clip_gradient: float = 1.0
     loss: str = "l1"
+    distil: float = 0.0
     ema: float = 0.995
     flip: bool = False
     seed: int = 0
@@ -88,16 +95,24 @@ class Settings:
         _number("weight-decay", self.weight_decay, 0.0, math.inf)
         _number("clip-gradient", self.clip_gradient, 0.0, math.inf, open_low=True)
         _number("ema", self.ema, 0.0, 1.0)
-        if str(Pattern.parse(self.pattern)) != "element":
-            raise ConfigError(
-                expected("pattern", "element (the only unit that can be trained yet)", self.pattern)
-            )
+        _number("distil", self.distil, 0.0, 1.0, closed_high=True)
+        self._check_pruning()
         late = self.late_steps
         if late is not None and late > self.dense_steps:
             raise ConfigError(
                 expected("rewind", f"late:K with K at most dense-steps={self.dense_steps}", late)
             )
         _ = self.architecture, self.diffusion
+
+    def _check_pruning(self) -> None:
+        pattern = Pattern.parse(self.pattern)
+        if self.permute and pattern.rows == 1:
+            wanted = "a pattern of several output channels with --permute"
+            raise ConfigError(expected("pattern", wanted, repr(self.pattern)))
+        if self.gradual and self.rounds != 1:
+            raise ConfigError(expected("rounds", "1 with --gradual", self.rounds))
+        if self.distil > 0.0 and self.rounds == 0:
+            raise ConfigError(expected("rounds", "at least 1 with --distil", 0))
 
     @property
     def architecture(self) -> UNetConfig:
@@ -106,6 +121,7 @@ class Settings:
         return dataclasses.replace(
             preset,
             image_size=preset.image_size if self.image_size is None else self.image_size,
+            dim=preset.dim if self.dim is None else self.dim,
             weight_standardization=self.weight_standardization,
         )
 
@@ -140,6 +156,8 @@ class Settings:
                 continue
             option = "--" + item.name.replace("_", "-")
             words += [option] if value is True else [option, str(value)]
+        if self.allocation == "similarity":
+            words += ["--similar-to", "TICKET", "TICKET"]
         return " ".join(words)
 
     def to_json(self) -> dict[str, Any]:
@@ -176,9 +194,18 @@ def _integer(what: str, value: object, low: int) -> None:
         raise ConfigError(expected(what, f"an integer of at least {low}", repr(value)))
 
 
-def _number(what: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
-    good = isinstance(value, float) and low <= value < high and not (open_low and value == low)
-    if not good:
+def _number(
+    what: str,
+    value: object,
+    low: float,
+    high: float,
+    *,
+    open_low: bool = False,
+    closed_high: bool = False,
+) -> None:
+    good = isinstance(value, float) and low <= value <= high
+    if not good or (open_low and value == low) or (not closed_high and value == high):
         least = f"above {low:g}" if open_low else f"of at least {low:g}"
-        most = "finite" if math.isinf(high) else f"below {high:g}"
+        below = f"at most {high:g}" if closed_high else f"below {high:g}"
+        most = "finite" if math.isinf(high) else below
         raise ConfigError(expected(what, f"a number {least} and {most}", repr(value)))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,13 +47,24 @@ class Progress(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What a round gives: raw weights, their masked average, and two figures."""
+    """What a round gives: raw weights, their masked average, the masks, and two figures."""
 
     weights: Weights
     average: Weights
+    masks: Masks
     loss: float
     """Mean training loss over the last tenth of the steps."""
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gradual:
+    """Masks that grow sparser while a round trains."""
+
+    densities: Mapping[int, Fraction]
+    """Before which step the masks are made anew, and the density they then have."""
+    prune: Callable[[Mapping[str, NDArray[np.float32]], Masks, Fraction], Masks]
+    """Effective weights, masks and a density to new masks within the old."""
 
 
 def learning_rate(settings: Settings, step: int, steps: int) -> float:
@@ -116,13 +128,39 @@ def masked_model(settings: Settings, weights: Weights, masks: Masks) -> UNet:
         model = UNet(settings.architecture)
     model.load_state_dict(weights)
     model.to(device)
-    held = torch_masks(masks, device)
-    model.set_masks(held)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name in held:
-                parameter.masked_fill_(~held[name], 0.0)
+    _set_masks(model, masks)
     return model
+
+
+def effective_arrays(model: UNet) -> dict[str, NDArray[np.float32]]:
+    """`UNet.effective_weights` as arrays."""
+    return {name: w.cpu().numpy() for name, w in model.effective_weights().items()}
+
+
+@torch.no_grad()
+def _set_masks(
+    model: UNet,
+    masks: Masks,
+    optimizer: torch.optim.Optimizer | None = None,
+    ema: EMA | None = None,
+) -> None:
+    """Install ``masks``; what they prune is +0.0 in weights, average and the optimizer's moments.
+
+    A moment that is left would move its weight away from 0 again.
+    """
+    parameters = dict(model.named_parameters())
+    held = torch_masks(masks, next(iter(parameters.values())).device)
+    model.set_masks(held)
+    average = {} if ema is None else ema.weights()
+    for name, mask in held.items():
+        tensors: list[Tensor] = [parameters[name]]
+        if name in average:
+            tensors.append(average[name])
+        if optimizer is not None:
+            state = optimizer.state.get(parameters[name], {})
+            tensors += [v for v in state.values() if v.shape == mask.shape]
+        for tensor in tensors:
+            tensor.masked_fill_(~mask, 0.0)
 
 
 def make_optimizer(settings: Settings, model: UNet) -> torch.optim.Optimizer:
@@ -148,14 +186,18 @@ def train_round(
     checkpoint: Path | None = None,
     steps_per_checkpoint: int = 500,
     at_step: Mapping[int, Callable[[Weights], None]] | None = None,
+    gradual: Gradual | None = None,
+    teacher: UNet | None = None,
     progress: Progress | None = None,
 ) -> Trained:
     """Train ``steps`` steps with a fresh optimizer and a fresh average.
 
     ``images`` uint8 ``[N, C, H, W]`` on the settings' device. With ``checkpoint`` the state is
     kept there every ``steps_per_checkpoint`` steps, and taken up from there if the file exists.
-    ``at_step[k]`` is given the weights after k steps. Raises `SparseDDPMError` when the loss is
-    no longer finite.
+    ``at_step[k]`` is given the weights after k steps. With ``gradual`` the masks grow sparser on
+    the way. With a ``teacher`` the loss against what it predicts has the weight ``distil`` of the
+    settings, and the loss against the data the rest (Hinton 2015). Raises `SparseDDPMError` when
+    the loss is no longer finite.
     """
     model = masked_model(settings, weights, masks)
     model.train()
@@ -163,19 +205,31 @@ def train_round(
     ema = EMA(model, settings.ema)
     state = _State(0, 0.0, 0.0)
     if checkpoint is not None and checkpoint.exists():
-        state = _restore(checkpoint, model, optimizer, ema)
+        state, kept = _restore(checkpoint, model, optimizer, ema)
+        if gradual is not None:
+            masks = kept
+            _set_masks(model, masks)
         if progress is not None:
             progress.resumed(state.step)
     tail = steps - max(1, steps // 10)
     tail_loss = torch.tensor(state.loss_sum, dtype=torch.float64, device=images.device)
     start = time.perf_counter()
     for step in range(state.step, steps):
+        if gradual is not None and step in gradual.densities:
+            masks = gradual.prune(effective_arrays(model), masks, gradual.densities[step])
+            _set_masks(model, masks, optimizer, ema)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, step, steps)
         x0, t, noise = step_inputs(settings, images, round_, step)
+        noisy = diffusion.q_sample(x0, t, noise)
         with autocast(settings):
-            prediction = model(diffusion.q_sample(x0, t, noise), t)
+            prediction = model(noisy, t)
         value = loss(prediction, diffusion.target(x0, t, noise), settings.loss)
+        if teacher is not None:
+            with torch.no_grad(), autocast(settings):
+                wanted = teacher(noisy, t)
+            taught = loss(prediction, wanted, settings.loss)
+            value = (1.0 - settings.distil) * value + settings.distil * taught
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_gradient)
@@ -198,10 +252,11 @@ def train_round(
             now = time.perf_counter()
             state.seconds, start = state.seconds + now - start, now
             state.loss_sum = float(tail_loss)
-            _keep(checkpoint, state, model, optimizer, ema)
+            _keep(checkpoint, state, model, optimizer, ema, {} if gradual is None else masks)
     return Trained(
         snapshot(dict(model.named_parameters())),
         snapshot(ema.weights()),
+        masks,
         float(tail_loss) / (steps - tail),
         state.seconds + time.perf_counter() - start,
     )
@@ -215,7 +270,12 @@ class _State:
 
 
 def _keep(
-    path: Path, state: _State, model: UNet, optimizer: torch.optim.Optimizer, ema: EMA
+    path: Path,
+    state: _State,
+    model: UNet,
+    optimizer: torch.optim.Optimizer,
+    ema: EMA,
+    masks: Masks,
 ) -> None:
     content = {
         "step": state.step,
@@ -225,18 +285,22 @@ def _keep(
         "optimizer": optimizer.state_dict(),
         "average": ema.weights(),
         "updates": ema.updates,
+        "masks": {name: torch.from_numpy(mask) for name, mask in masks.items()},
     }
     save_torch(content, path)
 
 
-def _restore(path: Path, model: UNet, optimizer: torch.optim.Optimizer, ema: EMA) -> _State:
+def _restore(
+    path: Path, model: UNet, optimizer: torch.optim.Optimizer, ema: EMA
+) -> tuple[_State, Masks]:
     content = load_torch(path)
     try:
         model.load_state_dict(content["weights"])
         optimizer.load_state_dict(content["optimizer"])
         ema.load(content["average"], content["updates"])
-        return _State(content["step"], content["loss_sum"], content["seconds"])
-    except (KeyError, RuntimeError, ValueError) as error:
+        masks = {name: mask.numpy() for name, mask in content["masks"].items()}
+        return _State(content["step"], content["loss_sum"], content["seconds"]), masks
+    except (AttributeError, KeyError, RuntimeError, ValueError) as error:
         raise ConfigError(expected(str(path), "a checkpoint of this run", str(error))) from error
 
 
