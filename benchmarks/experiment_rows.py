@@ -76,11 +76,14 @@ def load_rows(folder: Path = FOLDER) -> dict[str, Row]:
         if row.train and row.budget and row.steps() != row.budget:
             what = f"row {row.name}: steps in all"
             raise ConfigError(expected(what, f"the budget of {row.budget}", row.steps()))
-    return dict(sorted(found.items(), key=lambda item: (_place(item[1]), item[0])))
+    return dict(sorted(found.items(), key=lambda item: _place(item[1])))
 
 
-def _place(row: Row) -> int:
-    return min(TABLES.index(table) for table in row.tables)
+def _place(row: Row) -> tuple[Any, ...]:
+    """By table, then by name, with the numbers in it by their size."""
+    words = re.split(r"(\d+)", row.name)
+    words[1::2] = [f"{int(digits):9}" for digits in words[1::2]]
+    return min(TABLES.index(table) for table in row.tables), words
 
 
 def _read(path: Path) -> dict[str, Any]:

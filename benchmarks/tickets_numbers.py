@@ -172,15 +172,16 @@ def rule(header: str) -> str:
     return "|" + " --- |" * (header.count("|") - 1)
 
 
-def number(value: float | None, form: str = ".3g") -> str:
-    return "-" if value is None else format(value, form)
-
-
-def spread(values: Sequence[float], form: str = ".3g") -> str:
-    """The mean, and the smallest and largest of several."""
-    if not values:
+def number(value: float | None, form: str = "") -> str:
+    """``value`` in three digits at least, or as ``form`` says; - for None."""
+    if value is None:
         return "-"
-    middle = format(sum(values) / len(values), form)
-    if len(values) == 1:
+    return format(value, form or (",.0f" if abs(value) >= 100 else ".3g"))
+
+
+def spread(values: Sequence[float]) -> str:
+    """The mean, and the smallest and largest of several."""
+    middle = number(mean(values))
+    if len(values) < 2:
         return middle
-    return f"{middle} ({format(min(values), form)} to {format(max(values), form)})"
+    return f"{middle} ({number(min(values))} to {number(max(values))})"

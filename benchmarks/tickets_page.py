@@ -163,9 +163,9 @@ class Page:
             number(self.ratio(f)),
             number(mean(f.precisions)),
             number(mean(f.recalls)),
-            number(mean(f.file_kb), ".0f"),
+            number(mean(f.file_kb)),
             number(mean(f.mflops)),
-            number(mean(f.peaks), ".0f"),
+            number(mean(f.peaks)),
             number(mean(f.step_ms(1))),
             number(mean(f.step_ms(16))),
         ]
@@ -208,7 +208,8 @@ class Page:
         yield (
             "`reinit`: the ticket's masks on fresh weights; `random-mask`: as many weights in each "
             "layer at random places; both trained as the last round was. `narrower` U-Nets are "
-            "dense and trained for as long as the ticket in all."
+            "dense and trained for as long as the ticket in all; at equal measured time they stand "
+            "under *At equal cost*, below."
         )
         yield ""
         header = "| row | seeds | distance | of its ticket | control / ticket |"
@@ -281,11 +282,11 @@ class Page:
             ("FLOPs", "mflops", "MFLOP"),
             ("measured time, batch 16", "ms16", "ms"),
         ):
-            for point in found["uniform"]:
+            for point in sorted(found["uniform"], key=lambda f: -(f.cost(cost) or 0.0)):
                 at, here = point.cost(cost), mean(point.distances)
                 if at is not None and here is not None:
                     there = [number(at_cost(found[name], cost, at)) for name in others]
-                    yield line([words, f"{at:.3g} {unit}", number(here), *there])
+                    yield line([words, f"{number(at)} {unit}", number(here), *there])
 
     def pattern(self) -> Iterator[str]:
         yield "## Which pattern is the fastest ticket at equal quality?"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from tickets_numbers import Figures, mean, points
 
 COLOURS = (
@@ -63,6 +64,9 @@ def against_time(curves: Curves) -> Figure | None:
                     *zip(*known, strict=True), style, marker="o", ms=4, color=colour, label=name
                 )
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(base=10.0, subs=(1.0, 2.0, 5.0), numticks=20))
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.xaxis.minorticks_off()
         axis.set_xlabel("ms a step")
         axis.set_title(f"batch {batch}", fontsize=10)
     return _finished(figure, axes[0]) if drawn else None
@@ -98,7 +102,7 @@ def over_depth(compared: Sequence[tuple[str, dict[str, Any]]]) -> Figure | None:
     axis.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
     axis.set_ylabel("Jaccard index, corrected for chance")
     axis.axhline(0.0, color="#444444", lw=0.8)
-    axis.legend(fontsize=8, frameon=False)
+    _legend(figure, axis)
     return figure
 
 
@@ -113,5 +117,9 @@ def _figure(panels: int, width: float, height: float) -> tuple[Figure, list[Any]
 
 def _finished(figure: Figure, axis: Any) -> Figure:
     axis.set_ylabel("Fréchet distance to real images")
-    axis.legend(fontsize=7, frameon=False)
+    _legend(figure, axis)
     return figure
+
+
+def _legend(figure: Figure, axis: Any) -> None:
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right", fontsize=8, frameon=False)
