@@ -110,7 +110,7 @@ def train_classifier(
             for _ in range(epochs):
                 # array_split: batch norm cannot learn from a last batch of one image.
                 for chosen in torch.randperm(len(data)).tensor_split(batches):
-                    real = _distorted(data[chosen].float() / 255)
+                    real = distorted(data[chosen].float() / 255)
                     strange = real[:0]
                     if exposure:
                         strange = _strangers(real[: -(-len(real) // _STRANGERS)])
@@ -129,7 +129,7 @@ def train_classifier(
     return model.eval()
 
 
-def _distorted(x: Tensor) -> Tensor:
+def distorted(x: Tensor) -> Tensor:
     """Turn by up to 10 degrees, scale by up to 10 %, shear a little, shift by up to 6 %."""
     n = len(x)
 
