@@ -19,6 +19,7 @@ from sparse_ddpm.sampling import make_table, sample_loop
 from sparse_ddpm.ticket import UNetConfig, save_ticket, synthetic_ticket
 
 TIMESTEPS = np.array([0, 30, 999])
+BLOCK = UNetConfig(dim=16, dim_mults=(1,), channels=3, image_size=4, heads=1, dim_head=16)
 TINY = UNetConfig(dim=8, dim_mults=(1, 2), channels=3, image_size=4, groups=4, heads=2, dim_head=8)
 
 
@@ -79,6 +80,20 @@ def test_every_value_agrees_with_the_reference(program: Program, triton_dtypes: 
             errors = {name: relative(got[name], wanted[name]) for name in wanted}
             worst = max(errors.items(), key=lambda item: item[1])
             assert worst[1] < tolerance(dtype), worst
+
+
+def test_linear_attention_runs_as_one(triton_dtypes: Any) -> None:
+    from sparse_ddpm.engine.cuda import CudaEngine
+
+    program = lower(synthetic_ticket(BLOCK, 0.5, "element"))
+    x = images(2)
+    reference = ReferenceEngine(program, 2)
+    reference.set_schedule(TIMESTEPS)
+    for dtype in dtypes(triton_dtypes):
+        with CudaEngine(program, 2, dtype) as engine:
+            assert [step for step in engine.plan.steps if step.block is not None]
+            engine.set_schedule(TIMESTEPS)
+            assert relative(engine.run(x, 1), reference.run(x, 1)) < tolerance(dtype)
 
 
 def test_images_do_not_depend_on_the_batch(program: Program, triton_dtypes: Any) -> None:

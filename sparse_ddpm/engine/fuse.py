@@ -164,35 +164,39 @@ def fuse(
 
     The reasons go by the name of the attention's own value.
     """
-    uses: Counter[str] = Counter([program.output])
-    makers: dict[str, Operation] = {}
     blocks: dict[str, LinearBlock] = {}
     reasons: dict[str, str] = {}
     for operation in program.operations:
-        uses.update(inputs_of(operation))
-        makers[operation.out] = operation
-    for operation in program.operations:
         if isinstance(operation, LinearAttention):
             reasons[operation.out] = "not fused: its neighbours are not those of a block"
-    for operation in program.operations:
-        found = _around(operation, makers, uses)
-        if found is None:
-            continue
+    for out, found in linear_attentions(program).items():
         block = _make_block(program, *found, lanes=lanes, group=group)
         if isinstance(block, str):
             reasons[found[2].out] = block
         else:
-            blocks[operation.out] = block
+            blocks[out] = block
             del reasons[found[2].out]
     return MappingProxyType(blocks), MappingProxyType(reasons)
 
 
-_Five = tuple[ChannelNorm, Conv, LinearAttention, Conv, ChannelNorm]
+Five = tuple[ChannelNorm, Conv, LinearAttention, Conv, ChannelNorm]
+"""A linear attention with the norms and 1x1 convolutions around it."""
+
+
+def linear_attentions(program: Program) -> Mapping[str, Five]:
+    """Every `Five` of a Program whose values nothing else reads, by the value that it makes."""
+    uses: Counter[str] = Counter([program.output])
+    makers: dict[str, Operation] = {}
+    for operation in program.operations:
+        uses.update(inputs_of(operation))
+        makers[operation.out] = operation
+    found = {op.out: _around(op, makers, uses) for op in program.operations}
+    return {out: five for out, five in found.items() if five is not None}
 
 
 def _around(
     last: Operation, makers: Mapping[str, Operation], uses: Mapping[str, int]
-) -> _Five | None:
+) -> Five | None:
     """The five operations that end in ``last``, each read by the next alone."""
 
     def maker(name: str) -> Operation | None:

@@ -28,14 +28,13 @@ from sparse_ddpm_kernels.triton.attention import precision
 from sparse_ddpm_kernels.triton.channel_norm import channel_norm_reference
 from sparse_ddpm_kernels.triton.layout import IMAGES
 from sparse_ddpm_kernels.triton.linear_attention import linear_attention_reference
-from sparse_ddpm_kernels.triton.linear_block_pack import LinearBlockWeights
+from sparse_ddpm_kernels.triton.linear_block_pack import (
+    CHANNELS,
+    DIMS,
+    LinearBlockWeights,
+    linear_block_fits,
+)
 from sparse_ddpm_kernels.triton.views import check_floats, check_view, place
-
-CHANNELS = (16, 32, 64, 128)
-"""Channels that a program can hold."""
-
-DIMS = (16, 32)
-"""Sizes of a head that it can."""
 
 PIXELS = 16
 """Of a tile: what a product on tensor cores adds up at least."""
@@ -66,11 +65,6 @@ class LinearBlockTiles:
         """Elements of the float32 workspace of `linear_block`."""
         context = heads * (dim_head + 1) * dim_head
         return (self.parts * context + pixels * self.factors) * images
-
-
-def linear_block_fits(channels: int, heads: int, dim_head: int) -> bool:
-    """Whether `linear_block` takes a block of this size."""
-    return channels in CHANNELS and dim_head in DIMS and heads >= 1
 
 
 def choose_linear_block_tiles(

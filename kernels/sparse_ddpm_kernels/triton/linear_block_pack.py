@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+
+CHANNELS = (16, 32, 64, 128)
+"""Channels that a program can hold."""
+
+DIMS = (16, 32)
+"""Sizes of a head that it can."""
 
 MOST_EXPONENT = 40.0
 """Largest \\|q\\| and \\|k\\|: exp(40) times any number of pixels is far below float32's end."""
@@ -26,6 +35,11 @@ class LinearBlockWeights:
     project: torch.Tensor
     bias: torch.Tensor
     gain: torch.Tensor
+
+
+def linear_block_fits(channels: int, heads: int, dim_head: int) -> bool:
+    """Whether `linear_block` takes a block of this size."""
+    return channels in CHANNELS and dim_head in DIMS and heads >= 1
 
 
 def exponent_bound(norm_gain: NDArray[np.float32], qkv: NDArray[np.float32]) -> float:
@@ -54,6 +68,8 @@ def pack_linear_block(
     wide = _centred(norm_gain, qkv)
     wide[: 2 * len(qkv) // 3] *= math.log2(math.e)
     shift = np.zeros(len(project), np.float32) if bias is None else bias
+
+    import torch
 
     def tensor(array: NDArray[np.floating], kind: torch.dtype) -> torch.Tensor:
         return torch.from_numpy(np.array(array, np.float32, order="C")).to(device, kind)

@@ -21,16 +21,19 @@ from sparse_ddpm_kernels.triton import (
     data,
     element_conv,
     linear_attention,
+    linear_block,
     norm,
     panel_conv,
 )
 from sparse_ddpm_kernels.triton.element_pack import pack_slices
 from sparse_ddpm_kernels.triton.element_tiles import ElementTiles, choose_element_tiles
+from sparse_ddpm_kernels.triton.linear_block_pack import pack_linear_block
 from sparse_ddpm_kernels.triton.panel_pack import pack_panels
 from sparse_ddpm_kernels.triton.panel_tiles import PanelTiles, block_channels, choose_panel_tiles
 
 from sparse_ddpm.engine.cuda.plan import ConvStep, CudaPlan, CudaStep
 from sparse_ddpm.engine.film import Films
+from sparse_ddpm.engine.fuse import Five
 from sparse_ddpm.engine.panels import make_panels
 from sparse_ddpm.program import (
     Add,
@@ -116,6 +119,7 @@ class Launches:
         self.table = torch.zeros((1, max(self.films.width, 1)), device=device)
         self._workspace = Workspace(device)
         self._moments: dict[str, Moments] = {}
+        self._merged: list[torch.Tensor] = []
         self.steps: dict[str, list[Launch]] = {}
         x = self.view(program.input)
         self.steps[program.input] = [lambda: data.load_images(self.x, x)]
@@ -135,14 +139,14 @@ class Launches:
         for layout, storage in zip(self.plan.memory.buffers, self._storage, strict=True):
             layout.view(storage).fill_(float("nan"))
         self._workspace.memory.fill_(float("nan"))
-        for moments in self._moments.values():
-            moments.values.fill_(float("nan"))
+        for held in (*(moments.values for moments in self._moments.values()), *self._merged):
+            held.fill_(float("nan"))
 
     @property
     def bytes(self) -> int:
         """Of activations and what lives within a step, allocated."""
         held = [*self._storage, self.x, self.output, self._workspace.memory]
-        held += [moments.values for moments in self._moments.values()]
+        held += [*(moments.values for moments in self._moments.values()), *self._merged]
         return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
     def set_table(self, table: NDArray[np.float32]) -> bool:
@@ -178,6 +182,8 @@ class Launches:
         operation, view = step.operation, self.view
         if step.conv is not None:
             return [self._conv(step.conv)]
+        if step.block is not None:
+            return [self._block(step.block)]
         match operation:
             case NormAct():
                 return [self._norm(operation, step)]
@@ -275,6 +281,43 @@ class Launches:
         self._workspace.want(tiles.workspace(heads=heads, dim_head=dim_head, images=images))
         return lambda: linear_attention.linear_attention(
             qkv, out, self._workspace.memory, heads=heads, dim_head=dim_head, tiles=tiles
+        )
+
+    def _block(self, five: Five) -> Launch:
+        """Linear attention with its norms and convolutions."""
+        norm_in, qkv, mix, project, norm_out = five
+        x, out = self.view(norm_in.x), self.view(norm_out.out)
+        _, height, width, images = x.shape
+        heads, dim_head = mix.heads, mix.dim_head
+        weights = pack_linear_block(
+            norm_in.gain,
+            qkv.weight.to_dense(),
+            project.weight.to_dense(),
+            project.bias,
+            norm_out.gain,
+            dtype=self.dtype,
+            device=self.device,
+        )
+        tiles = linear_block.choose_linear_block_tiles(height * width, images, heads)
+        self._workspace.want(
+            tiles.workspace(pixels=height * width, heads=heads, dim_head=dim_head, images=images)
+        )
+        merged = torch.zeros(
+            (images, heads, dim_head, dim_head), dtype=self.dtype, device=self.device
+        )
+        self._merged.append(merged)
+        return lambda: linear_block.linear_block(
+            x,
+            weights,
+            out,
+            self._workspace.memory,
+            merged,
+            heads=heads,
+            dim_head=dim_head,
+            eps=norm_in.eps,
+            out_eps=norm_out.eps,
+            residual=norm_out.residual is not None,
+            tiles=tiles,
         )
 
     def _conv(self, conv: ConvStep) -> Launch:

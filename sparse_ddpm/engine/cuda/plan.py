@@ -8,10 +8,16 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from sparse_ddpm_kernels.triton.layout import padded_images
+from sparse_ddpm_kernels.triton.linear_block_pack import (
+    MOST_EXPONENT,
+    exponent_bound,
+    linear_block_fits,
+)
 from sparse_ddpm_kernels.triton.panel_tiles import norm_fits
 
 from sparse_ddpm.engine.cuda.choose import KINDS, NORM_US, ConvChoice, choose_kernel, group_of
 from sparse_ddpm.engine.cuda.memory import Memory, Stage, plan_memory
+from sparse_ddpm.engine.fuse import Five, linear_attentions
 from sparse_ddpm.errors import EngineError, expected
 from sparse_ddpm.program import (
     Add,
@@ -85,8 +91,9 @@ class ConvStep:
 class CudaStep:
     """What one kernel, or a few launched together, make of one or more ``operations``.
 
-    ``flops``: what a convolution executes for one image. ``moments``: of a norm, that the
+    ``flops``: what convolutions execute for one image. ``moments``: of a norm, that the
     convolution before gives them. ``copies``: of a concatenation, the inputs made elsewhere.
+    ``block``: a linear attention with the norms and convolutions around it.
     """
 
     operations: tuple[Operation, ...]
@@ -96,6 +103,7 @@ class CudaStep:
     conv: ConvStep | None = None
     moments: bool = False
     copies: tuple[bool, bool] = (False, False)
+    block: Five | None = None
 
     @property
     def operation(self) -> Operation:
@@ -145,9 +153,11 @@ def make_cuda_plan(
         )
     images = padded_images(batch)
     before = {} if keep_all else _before(program)
+    blocks = {} if keep_all or kernel is not None else _blocks(program)
+    within = {op.out for block in blocks.values() for op in block}
     convs: dict[str, ConvStep] = {}
     for operation in program.operations:
-        if isinstance(operation, Conv):
+        if isinstance(operation, Conv) and operation.out not in within:
             convs[operation.out] = _conv(
                 operation,
                 program,
@@ -159,6 +169,7 @@ def make_cuda_plan(
                 measured.get(operation.out),
             )
     inside = {op.out for conv in convs.values() for op in conv.operations[:-1]}
+    inside |= within - blocks.keys()
     normed = {conv.norm.out: conv for conv in convs.values() if conv.norm is not None}
     given = {conv.moments.out for conv in convs.values() if conv.moments is not None}
     stages, steps = [], []
@@ -171,6 +182,10 @@ def make_cuda_plan(
             inputs = (conv.source, *((conv.residual,) if conv.residual else ()))
             size = conv.operation.size
             stages.append(Stage(inputs, conv.out, conv.residual, conv.source, size))
+        elif operation.out in blocks:
+            step = _block_step(blocks[operation.out], program)
+            x = blocks[operation.out][0].x
+            stages.append(Stage((x,), operation.out, x))
         else:
             step = _step(operation, operation.out in given)
             stages.append(Stage.of(operation))
@@ -198,6 +213,35 @@ def _before(program: Program) -> dict[str, Before]:
         and uses[op.x] == 1
         and (op.size == 1 or isinstance(made[op.x], Upsample2x))
     }
+
+
+def _blocks(program: Program) -> dict[str, Five]:
+    """Linear attentions that one kernel after another runs without storing what lies between."""
+    found = {}
+    for out, five in linear_attentions(program).items():
+        norm, qkv, mix, _, last = five
+        gain, weight = norm.gain, qkv.weight.to_dense()
+        if (
+            qkv.bias is None
+            and last.residual in (None, norm.x)
+            and linear_block_fits(program.shapes[norm.x][0], mix.heads, mix.dim_head)
+            and exponent_bound(gain, weight) <= MOST_EXPONENT
+        ):
+            found[out] = five
+    return found
+
+
+def _block_step(five: Five, program: Program) -> CudaStep:
+    norm, qkv, mix, project, _ = five
+    channels, height, width = program.shapes[norm.x]
+    hidden, dim = mix.heads * mix.dim_head, mix.dim_head
+    flops = 2 * hidden * (4 * channels + 2 * dim) * height * width
+    stored = (qkv.weight.nnz + project.weight.nnz) / (4 * hidden * channels)
+    why = (
+        f"{stored:.1%} stored, runs dense: its time is that of memory, which sees its input and "
+        "its output alone"
+    )
+    return CudaStep(five, "fused linear attention", why, flops, block=five)
 
 
 def _conv(

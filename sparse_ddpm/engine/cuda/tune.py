@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from sparse_ddpm_kernels.triton.element_tiles import candidate_element_tiles
-from sparse_ddpm_kernels.triton.layout import padded_images
 from sparse_ddpm_kernels.triton.panel_tiles import candidate_panel_tiles
 
 from sparse_ddpm.engine.cuda.engine import INTERPRETED, cuda_device
 from sparse_ddpm.engine.cuda.launches import Launch, Launches
 from sparse_ddpm.engine.cuda.plan import CudaPlan, make_cuda_plan
 from sparse_ddpm.engine.cuda.tuned import Measured, Tuned, layer_key, layer_of
-from sparse_ddpm.program import Conv, Program
+from sparse_ddpm.program import Program
 
 CALLS, REPLAYS = 20, 9
 """Of a kernel in a graph, and of the graph."""
@@ -46,12 +45,12 @@ def tune(
     ``kinds``: of kernels tried for a layer, the best by estimate, and cuDNN; ``tiles``: of each.
     ``seconds``: after which no new layer is begun. ``progress(done, total, layer)``: for each.
     """
-    images = padded_images(batch)
+    plan = make_cuda_plan(program, batch, dtype)
     unknown: dict[str, Program] = {}
-    for operation in program.operations:
-        if isinstance(operation, Conv):
-            layer = layer_of(program, operation)
-            key = layer_key(layer, images, dtype)
+    for step in plan.steps:
+        if step.conv is not None:
+            layer = layer_of(program, step.conv.operation)
+            key = layer_key(layer, plan.images, dtype)
             if key not in table.layers:
                 unknown.setdefault(key, layer)
     begin = time.monotonic()
