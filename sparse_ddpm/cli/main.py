@@ -11,7 +11,18 @@ from collections.abc import Sequence
 from sparse_ddpm import __version__
 from sparse_ddpm.errors import SparseDDPMError
 
-COMMANDS = ("sample", "train", "inspect", "verify", "bench", "tune", "export", "compare")
+COMMANDS = (
+    "sample",
+    "train",
+    "inspect",
+    "verify",
+    "bench",
+    "tune",
+    "export",
+    "compare",
+    "evaluate",
+    "judge",
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -55,7 +55,7 @@ def require() -> tuple[Any, Any]:
     try:
         return importlib.import_module("torch_fidelity"), importlib.import_module("torch")
     except ImportError as error:
-        wanted = "torch-fidelity (pip install torch-fidelity)"
+        wanted = 'torch-fidelity (pip install "sparse-ddpm[inception]")'
         raise MissingDependencyError(expected("Inception distance", wanted, str(error))) from error
 
 
