@@ -108,6 +108,15 @@ def test_folded_table_has_a_factor_and_a_summand_for_each_modulated_channel(job:
     )
 
 
+def test_on_a_gpu_torch_alone_is_a_peer() -> None:
+    by_name = {spec.name: spec for spec in select_peers(["all"], "cuda")}
+    assert by_name["openvino"].missing() == "runs on the CPU, not on a GPU"
+    assert by_name["torch"].missing() is None
+    mine = ours("bfloat16", "cuda")
+    assert mine.missing() is None
+    assert mine.tolerance > ours("bfloat16").tolerance
+
+
 def test_peers_by_name() -> None:
     assert select_peers(["all"]) == tuple(PEERS.values())
     assert select_peers(["none"]) == ()

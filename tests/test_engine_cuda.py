@@ -16,7 +16,7 @@ from sparse_ddpm.errors import EngineError
 from sparse_ddpm.lower import lower
 from sparse_ddpm.program import Program
 from sparse_ddpm.sampling import make_table, sample_loop
-from sparse_ddpm.ticket import UNetConfig, save_ticket, synthetic_ticket
+from sparse_ddpm.ticket import UNetConfig, load_ticket, save_ticket, synthetic_ticket
 
 TIMESTEPS = np.array([0, 30, 999])
 BLOCK = UNetConfig(dim=16, dim_mults=(1,), channels=3, image_size=4, heads=1, dim_head=16)
@@ -182,6 +182,28 @@ def test_an_output_that_is_not_finite_is_an_error(program: Program, triton_dtype
             engine.sample(table, clip=False, seed=0, image_indices=np.array([0]))
         with pytest.raises(EngineError, match=r"coefficients: expected \(3, 7\)"):
             engine.sample(table[:2], clip=False, seed=0, image_indices=np.array([0]))
+
+
+def test_the_commands_check_and_time_it(
+    triton_dtypes: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sparse_ddpm.bench.engines import Job
+    from sparse_ddpm.bench.ours import build
+    from sparse_ddpm.cli.main import main
+
+    path = tmp_path / "ticket.pt"
+    save_ticket(synthetic_ticket(BLOCK, 0.0, "element"), path)
+    dtype = dtypes(triton_dtypes)[0]
+    where = ["--device", "cuda", "--dtype", dtype]
+    assert main(["verify", str(path), *where, "--steps", "1", "--oracle", "numpy"]) == 0
+    assert "passed" in capsys.readouterr().out
+    x = images(2)
+    runner = build(Job(str(path), 2, 1, "cuda", (999.0, 0.0)), dtype)
+    runner.load(x)
+    reference = ReferenceEngine(lower(load_ticket(path)), 2)
+    reference.set_schedule(np.array([999.0, 0.0]))
+    assert relative(runner.array(runner.step(1)), reference.run(x, 1)) < tolerance(dtype)
+    assert runner.details["device_bytes"] > runner.details["arena_bytes"]
 
 
 def test_what_is_tuned_is_used(

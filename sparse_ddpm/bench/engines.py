@@ -36,7 +36,7 @@ class EngineSpec:
     builder: str
     packages: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
-    device: str = "cpu"
+    device: str = "auto"
 
     @property
     def label(self) -> str:
