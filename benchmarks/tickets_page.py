@@ -244,16 +244,19 @@ class Page:
             stages = {stage["name"]: stage for stage in compared["stages"]}
             trend = number(compared["trend"], "+.2f")
             everywhere = [self.corrected(stages[name]) for name in names]
-            return [row.title, self.corrected(compared["total"]), trend, *everywhere]
+            same = "yes" if compared["same_beginning"] else "no"
+            return [row.title, same, self.corrected(compared["total"]), trend, *everywhere]
 
-        yield from self.table(line(["tickets", "all layers", "trend", *names]), rows, cells)
+        header = line(["tickets", "same initial weights", "all layers", "trend", *names])
+        yield from self.table(header, rows, cells)
         yield from self.picture("tickets-similarity.png", over_depth(list(found.items())))
 
     @staticmethod
     def corrected(row: dict[str, Any]) -> str:
         if row["corrected"] is None:
             return "-"
-        return f"{row['corrected']:.3f} ± {row['corrected_deviation']:.1g}"
+        # Adding 0 takes the sign from what rounds to -0.
+        return f"{round(row['corrected'], 3) + 0.0:.3f} ± {row['corrected_deviation']:.1g}"
 
     def allocation(self) -> Iterator[str]:
         yield "## Does it matter where the weights stay?"
