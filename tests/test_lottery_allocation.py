@@ -70,15 +70,14 @@ def test_erk_is_the_formula() -> None:
 
 
 def test_lamp_scores_are_the_formula() -> None:
-    scores = np.array([0.5, 2.0, 1.0, 0.0, 3.0], np.float32)
-    alive = np.array([True, True, True, True, False])
+    squares = np.array([4, 1, 1, 0.25, 0], np.float64)
     ones = np.ones(5, np.int32)
-    got = lamp_scores(scores, ones, alive)
-    assert got == pytest.approx([0.25 / 5.25, 4 / 4, 1 / 5, 0, 0])
+    assert lamp_scores(squares, ones) == pytest.approx([1, 1 / 6, 1 / 6, 0.25 / 6.25, 0])
     # A unit of two weights with the same mean square counts twice in the sums below it.
-    sizes = np.array([1, 2, 1, 1, 1], np.int32)
-    assert lamp_scores(scores, sizes, alive) == pytest.approx([0.25 / 9.25, 4 / 8, 1 / 9, 0, 0])
-    assert not lamp_scores(np.zeros(5, np.float32), ones, alive).any()
+    sizes = np.array([2, 1, 1, 1, 1], np.int32)
+    assert lamp_scores(squares, sizes) == pytest.approx([4 / 8, 0.1, 0.1, 0.25 / 10.25, 0])
+    assert not lamp_scores(np.zeros(5), ones).any()
+    assert lamp_scores(np.zeros(0), ones[:0]).size == 0
 
 
 def test_lamp_keeps_what_its_scores_say_whatever_a_layer_is_scaled_by() -> None:

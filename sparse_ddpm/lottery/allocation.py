@@ -9,7 +9,7 @@ Three allocations fix a density for each layer, and the layer keeps its best uni
 
 Three give every unit a score that can be compared between layers, and the best of all are kept:
 
-* ``global``: magnitude.
+* ``global``: magnitude. It can empty whole layers, the more so the coarser the pattern.
 * ``lamp`` (Lee 2021, eq. 4): the square of a weight over the sum of the squares of its layer that
   are not smaller: what the layer would lose, of what it has left, by losing it.
 * ``latency``: the LAMP score over what the weight costs in time, for the least loss at a given
@@ -96,20 +96,18 @@ def proportional(raw: Sequence[float], sizes: Sequence[int], density: Fraction) 
         full = [f or o for f, o in zip(full, over, strict=True)]
 
 
-def lamp_scores(
-    scores: NDArray[np.float32], sizes: NDArray[np.int32], alive: NDArray[np.bool_]
-) -> NDArray[np.float64]:
-    """LAMP scores per weight of one layer's units, all arrays ``[units]``; 0 where not ``alive``.
+def lamp_scores(squares: NDArray[np.float64], sizes: NDArray[np.int32]) -> NDArray[np.float64]:
+    """LAMP scores per weight of one layer's units, best first, all arrays ``[units]``.
 
-    ``scores``: roots of mean squares. A unit's score is its mean square over the sum of the
-    squares of all weights in units that do not rank below it: with units of one weight, the
-    score of the paper.
+    ``squares``: mean squares, falling. A unit's score is its mean square over the sum of the
+    squares of all weights in units that are not below it: with units of one weight, the score of
+    the paper. It falls with the square, so the order within a layer stays.
     """
-    mean = np.where(alive, np.square(scores, dtype=np.float64), 0.0)
-    order = np.argsort(-mean, kind="stable")
-    above = np.cumsum((mean * sizes)[order])
-    out = np.zeros(mean.size)
-    np.divide(mean[order], above, out=out, where=above > 0.0)
-    back = np.empty_like(out)
-    back[order] = out
-    return back
+    if not squares.size:
+        return squares
+    above = np.cumsum(squares * sizes)
+    last = np.flatnonzero(np.append(squares[1:] != squares[:-1], True))
+    above = np.repeat(above[last], np.diff(last, prepend=-1))
+    out = np.zeros(squares.size)
+    np.divide(squares, above, out=out, where=above > 0.0)
+    return out

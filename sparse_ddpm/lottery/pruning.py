@@ -128,21 +128,37 @@ class _Cut:
         self.scores = unit_scores(effective, self.pattern).reshape(-1)
 
     def best(self, density: Fraction) -> NDArray[np.bool_]:
-        return best_units(self.ranked(self.scores), self.sizes, survivors(self.weights, density))
+        return best_units(self.ranked(), self.sizes, survivors(self.weights, density))
 
-    def ranked(self, scores: NDArray[Any]) -> NDArray[Any]:
+    def first(self, count: int) -> NDArray[np.bool_]:
+        """The ``count`` best units."""
+        if count == 0:
+            return np.zeros(self.scores.size, bool)
+        return best_units(self.ranked(), np.broadcast_to(np.int32(1), self.sizes.shape), count)
+
+    def ranked(self) -> NDArray[np.float32]:
         # A pruned unit ranks behind every survivor, also behind one that is exactly zero.
-        return np.where(self.alive, scores, scores.dtype.type(-1.0))
+        return np.where(self.alive, self.scores, np.float32(-1.0))
 
-    def compared(self, allocation: str, layers: Layers) -> NDArray[Any]:
-        """Scores that can be compared with those of other layers."""
+    def falling(self) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        """Scores of the units alive, best first, and their sizes."""
+        scores, sizes = self.scores[self.alive], self.sizes[self.alive]
+        if sizes.size and sizes.min() == sizes.max():
+            return np.sort(scores)[::-1], sizes
+        order = np.argsort(-scores, kind="stable")
+        return scores[order], sizes[order]
+
+    def compared(
+        self, allocation: str, layers: Layers
+    ) -> tuple[NDArray[Any], NDArray[np.int32]]:
+        """As `falling`, but scores that can be compared with those of other layers."""
+        scores, sizes = self.falling()
         if allocation == "global":
-            scores = self.scores
             if self.parameter.standardized:
                 scores = scores / np.float32(math.sqrt(math.prod(self.parameter.shape[1:])))
-            return self.ranked(scores)
-        lamp = lamp_scores(self.scores, self.sizes, self.alive)
-        return self.ranked(lamp / layers[self.parameter.name] if allocation == "latency" else lamp)
+            return scores, sizes
+        lamp = lamp_scores(np.square(scores, dtype=np.float64), sizes)
+        return (lamp / layers[self.parameter.name] if allocation == "latency" else lamp), sizes
 
     def mask(self, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
         return unit_mask(kept.reshape(self.grid), self.parameter.shape, self.pattern)
@@ -151,17 +167,31 @@ class _Cut:
 def _best_of_all(
     cuts: list[_Cut], allocation: str, density: Fraction, layers: Layers
 ) -> list[NDArray[np.bool_]]:
-    free = [allocation == "latency" and layers[cut.parameter.name] == 0.0 for cut in cuts]
-    rest = [cut for cut, alone in zip(cuts, free, strict=True) if not alone]
-    together: list[NDArray[np.bool_]] = []
-    if rest:
-        scores = np.concatenate([cut.compared(allocation, layers) for cut in rest])
-        sizes = np.concatenate([cut.sizes for cut in rest])
-        ends = np.cumsum([cut.sizes.size for cut in rest])
-        best = best_units(scores, sizes, survivors(sum(cut.weights for cut in rest), density))
-        together = np.split(best, ends[:-1])
-    shared = iter(together)
-    return [cut.best(density) if a else next(shared) for cut, a in zip(cuts, free, strict=True)]
+    """The best units by scores that are compared within a pool of layers.
+
+    Large units average over their weights and so scatter less: FiLM maps, cut into elements, have
+    a pool of their own beside convolutions in coarser units, with the same density. Layers that
+    cost nothing are alone.
+    """
+    pools: dict[object, list[_Cut]] = {}
+    for cut in cuts:
+        free = allocation == "latency" and layers[cut.parameter.name] == 0.0
+        pools.setdefault(cut.parameter.name if free else cut.pattern, []).append(cut)
+    kept: dict[str, NDArray[np.bool_]] = {}
+    for pool in pools.values():
+        if len(pool) == 1:
+            kept[pool[0].parameter.name] = pool[0].best(density)
+            continue
+        scores, sizes = zip(*(cut.compared(allocation, layers) for cut in pool), strict=True)
+        budget = survivors(sum(cut.weights for cut in pool), density)
+        best = best_units(np.concatenate(scores), np.concatenate(sizes), budget)
+        # Scores fall within a layer, so what is kept of it are its first units.
+        parts = np.split(best, np.cumsum([part.size for part in scores])[:-1])
+        kept |= {
+            cut.parameter.name: cut.first(int(part.sum()))
+            for cut, part in zip(pool, parts, strict=True)
+        }
+    return [kept[cut.parameter.name] for cut in cuts]
 
 
 def best_units(scores: NDArray[Any], sizes: NDArray[np.int32], budget: int) -> NDArray[np.bool_]:
