@@ -126,6 +126,8 @@ class Page:
         if len(judges) > 1:
             words = f"**Distances are by {len(judges)} different judges and cannot be compared.**"
             found[words] = None
+        if not all(e.get("sound", True) for f in every for e in f.evaluations):
+            found["**Some distances are of too few samples to be sound.**"] = None
         real = sorted({e["real_distance"] for f in every for e in f.evaluations} - {None})
         if real:
             found[f"Real images of the other split have a distance of {spread(real)}."] = None

@@ -348,6 +348,7 @@ def test_the_page_is_made_of_results(
     assert "* 99 %: 1.46, target 1.15: MISSED." in lines
     assert "| 90 %, reinit | 0 | 3 | 2.39 | 1.26 |" in lines
     assert "Timed on a processor, threads: 2, device: auto." in lines
+    assert "too few samples" not in text
     assert "Real images of the other split have a distance of 0.25." in lines
     # 1.5 times dense: element-99 is good enough, and no sparser row is known.
     assert "| 1.5 | 16 | ≤ 24 | **≤ 12** |" in lines
