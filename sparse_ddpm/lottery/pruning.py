@@ -148,9 +148,7 @@ class _Cut:
         order = np.argsort(-scores, kind="stable")
         return scores[order], sizes[order]
 
-    def compared(
-        self, allocation: str, layers: Layers
-    ) -> tuple[NDArray[Any], NDArray[np.int32]]:
+    def compared(self, allocation: str, layers: Layers) -> tuple[NDArray[Any], NDArray[np.int32]]:
         """As `falling`, but scores that can be compared with those of other layers."""
         scores, sizes = self.falling()
         if allocation == "global":
