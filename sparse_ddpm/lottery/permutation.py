@@ -204,8 +204,8 @@ def find_permutations(
 
     ``effective``: dense weights by name. Judged by the part of the squared weights that the best
     units of each layer hold, summed over the layers whose rows the space orders. Rows are grouped
-    greedily: the strongest that is left, then whatever shares most columns with the group so far;
-    by what each row would keep alone and by all of its weights, whichever turns out better.
+    greedily: the first that is left, then whatever shares most columns with the group so far; by
+    what each row would keep alone and by all of its weights, whichever turns out better.
     """
     weights = {p.name: effective[p.name] for p in prunable(config)}
     spaces = channel_spaces(config)
@@ -249,7 +249,11 @@ def _likeness(
     size: int,
     density: Fraction,
 ) -> NDArray[np.float64]:
-    """How much each two channels gain by sharing columns, ``[size, size]``."""
+    """How alike each two channels are in the columns they weigh most, ``[size, size]``.
+
+    The cosine of the squares of their weights, or of those that survive alone at ``density``,
+    summed over the layers that write them.
+    """
     total = np.zeros((size, size))
     for place in writers:
         weight = weights[place.parameter]
@@ -258,8 +262,10 @@ def _likeness(
             one = np.broadcast_to(np.int32(1), squares.shape)
             squares = squares * best_units(squares, one, survivors(squares.size, density))
         rows = squares.reshape(len(weight), -1)[place.start : place.start + size]
-        product = rows @ rows.T
-        total += product / max(float(np.trace(product)), 1e-300)
+        # By direction, not by size: strong rows among themselves would starve the weak ones.
+        length = np.sqrt(np.square(rows).sum(axis=1, keepdims=True))
+        rows = rows / np.where(length > 0.0, length, 1.0)
+        total += rows @ rows.T
     return total
 
 
