@@ -245,14 +245,14 @@ def test_damaged_files_are_refused(judge: Judge, tmp_path: Path, kind: str) -> N
     safetensors = pytest.importorskip("safetensors.numpy")
     path = tmp_path / "judge"
     about = '{"dataset":"mnist","accuracy":{},"counts":{}}'
-    metadata = {"format": "sparse-ddpm judge 1", "about": about}
+    metadata = {"sparse-ddpm judge 1": about}
     tensors = {name: value.astype(np.float16) for name, value in judge.network.weights.items()}
     if kind == "format":
-        metadata["format"] = "another"
+        metadata = {"sparse-ddpm judge 9": about}
     elif kind == "about":
-        metadata["about"] = "[]"
+        metadata = {"sparse-ddpm judge 1": "[]"}
     elif kind == "statistics":
-        metadata["about"] = about.replace('"counts":{}', '"counts":{"train.16":100}')
+        metadata["sparse-ddpm judge 1"] = about.replace('"counts":{}', '"counts":{"train.16":100}')
         tensors["train.16.mean"] = np.zeros(64, np.float32)
     content = b"" if kind == "empty" else safetensors.save(tensors, metadata)
     if kind != "absent":

@@ -108,7 +108,8 @@ def save_judge(judge: Judge, path: Path) -> None:
             tensors[f"{key}.{kind}"] = value.astype(np.float32)
     accuracy = {str(size): value for size, value in judge.accuracy.items()}
     about = {"dataset": judge.dataset, "accuracy": accuracy, "counts": counts}
-    metadata = {"format": _FORMAT, "about": json.dumps(about)}
+    # One key: safetensors writes several in an order that changes from call to call.
+    metadata = {_FORMAT: json.dumps(about)}
     write_atomically(path, lambda file: file.write(save(tensors, metadata)), DataError)
 
 
@@ -120,10 +121,11 @@ def load_judge(path: Path) -> Judge:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise DataError(expected(str(path), "a judge's file", error)) from error
-    if metadata.get("format") != _FORMAT:
-        raise DataError(expected(f"{path}: format", _FORMAT, repr(metadata.get("format"))))
+    if set(metadata) != {_FORMAT}:
+        found = ", ".join(sorted(metadata)) or "nothing"
+        raise DataError(expected(f"{path}: format", _FORMAT, found))
     try:
-        about = json.loads(metadata["about"])
+        about = json.loads(metadata[_FORMAT])
         counts = {str(key): int(count) for key, count in about["counts"].items()}
         keys = {key: _split_size(key) for key in counts}
         accuracy = {int(size): float(value) for size, value in about["accuracy"].items()}
