@@ -170,6 +170,7 @@ def test_the_api_draws_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.abs(one.astype(int) - other).max() <= 1
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_an_output_that_is_not_finite_is_an_error(program: Program, triton_dtypes: Any) -> None:
     from sparse_ddpm.engine.cuda import CudaEngine
 
