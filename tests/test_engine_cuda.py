@@ -247,7 +247,7 @@ def test_halos_stay_zero(program: Program, triton_dtypes: Any) -> None:
         engine.set_schedule(TIMESTEPS)
         engine.run(images(2), 0)
         launches = engine._launches
-        for layout, storage in zip(engine.plan.memory.buffers, launches._storage, strict=True):
+        for layout, storage in zip(engine.plan.memory.buffers, launches.storage, strict=True):
             layout.view(storage).zero_()
             assert not storage.any(), layout
 

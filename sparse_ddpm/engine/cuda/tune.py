@@ -17,8 +17,9 @@ import torch
 from sparse_ddpm_kernels.triton.element_tiles import candidate_element_tiles
 from sparse_ddpm_kernels.triton.panel_tiles import candidate_panel_tiles
 
+from sparse_ddpm.engine.cuda.buffers import Launch
 from sparse_ddpm.engine.cuda.engine import INTERPRETED, cuda_device
-from sparse_ddpm.engine.cuda.launches import Launch, Launches
+from sparse_ddpm.engine.cuda.launches import Launches
 from sparse_ddpm.engine.cuda.plan import CudaPlan, make_cuda_plan
 from sparse_ddpm.engine.cuda.tuned import Measured, Tuned, layer_key, layer_of
 from sparse_ddpm.program import Program
