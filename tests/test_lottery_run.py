@@ -72,6 +72,15 @@ def same(one: dict[str, Any], two: dict[str, Any]) -> bool:
     return all(torch.equal(one[name], two[name]) for name in one)
 
 
+def test_one_beginning_and_two_orders_of_the_data(tmp_path: Path, spec: str, watch: Watch) -> None:
+    for number, chosen in enumerate((None, CHOSEN.get("seed", 0), 5)):
+        run(tmp_path / str(number), spec, rounds=0, data_seed=chosen)
+    plain, named, other = watch.calls
+    assert same(plain["start"], other["start"])
+    assert same(plain["trained"].weights, named["trained"].weights)
+    assert not same(plain["trained"].weights, other["trained"].weights)
+
+
 def test_init_rewinds_to_the_initial_weights(tmp_path: Path, spec: str, watch: Watch) -> None:
     run(tmp_path, spec, rewind="init")
     zero, one, two = watch.calls

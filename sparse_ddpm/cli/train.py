@@ -123,6 +123,13 @@ def add_parser(subparsers: Any) -> None:
     add("--ema", type=float, metavar="DECAY", help="default: 0.995")
     add("--flip", action="store_true", help="flip half of the images left to right")
     add("--seed", type=int, help="default: 0")
+    add(
+        "--data-seed",
+        type=int,
+        metavar="SEED",
+        help="of the order of images, timesteps and noise, where the weights begin as --seed says "
+        "(default: that of --seed)",
+    )
     machine = parser.add_argument_group("machine and files")
     add = machine.add_argument
     add("--device", choices=("auto", "cpu", "cuda"), help="default: auto")

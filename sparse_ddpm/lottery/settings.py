@@ -62,6 +62,7 @@ class Settings:
     ema: float = 0.995
     flip: bool = False
     seed: int = 0
+    data_seed: int | None = None
     store: str = "float32"
     precision: str = "auto"
     device: str = "auto"
@@ -82,6 +83,8 @@ class Settings:
         for name, low in (("rounds", 0), ("dense-steps", 1), ("steps", 1), ("batch-size", 1)):
             _integer(name, getattr(self, name.replace("-", "_")), low)
         _integer("seed", self.seed, 0)
+        if self.data_seed is not None:
+            _integer("data-seed", self.data_seed, 0)
         if self.final_steps is not None:
             _integer("final-steps", self.final_steps, 1)
         if self.threads is not None:
@@ -113,6 +116,11 @@ class Settings:
             raise ConfigError(expected("rounds", "1 with --gradual", self.rounds))
         if self.distil > 0.0 and self.rounds == 0:
             raise ConfigError(expected("rounds", "at least 1 with --distil", 0))
+
+    @property
+    def order_seed(self) -> int:
+        """Of what training sees: the order of images, their timesteps and noise."""
+        return self.seed if self.data_seed is None else self.data_seed
 
     @property
     def architecture(self) -> UNetConfig:

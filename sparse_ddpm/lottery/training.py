@@ -103,8 +103,8 @@ def step_inputs(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x0, t and noise of one step, on the device of ``images`` (uint8 ``[N, C, H, W]``)."""
     batch = settings.batch_size
-    index = randomness.batch_indices(settings.seed, round_, step, batch, len(images))
-    rng = randomness.generator(settings.seed, "step", round_, step)
+    index = randomness.batch_indices(settings.order_seed, round_, step, batch, len(images))
+    rng = randomness.generator(settings.order_seed, "step", round_, step)
     t = rng.integers(settings.timesteps, size=batch)
     noise = rng.standard_normal((batch, *images.shape[1:]), np.float32)
     flipped = rng.random(batch) < 0.5
