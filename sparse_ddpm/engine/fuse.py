@@ -15,7 +15,6 @@ pixel, q, k, v or mix is ever stored whole. Two facts of the weights are used:
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -26,7 +25,6 @@ from numpy.typing import NDArray
 from sparse_ddpm.engine.panels import Panels, choose_group, make_panels
 from sparse_ddpm.formats import CSR
 from sparse_ddpm.program import ChannelNorm, Conv, LinearAttention, Operation, Program
-from sparse_ddpm.program.operations import inputs_of
 
 LINE = 16
 """Floats of a vector of images, and what blocks of pixels are whole multiples of."""
@@ -185,11 +183,8 @@ Five = tuple[ChannelNorm, Conv, LinearAttention, Conv, ChannelNorm]
 
 def linear_attentions(program: Program) -> Mapping[str, Five]:
     """Every `Five` of a Program whose values nothing else reads, by the value that it makes."""
-    uses: Counter[str] = Counter([program.output])
-    makers: dict[str, Operation] = {}
-    for operation in program.operations:
-        uses.update(inputs_of(operation))
-        makers[operation.out] = operation
+    uses = program.uses()
+    makers = {operation.out: operation for operation in program.operations}
     found = {op.out: _around(op, makers, uses) for op in program.operations}
     return {out: five for out, five in found.items() if five is not None}
 

@@ -6,7 +6,6 @@ operation, and why. The native engine only carries it out.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -38,7 +37,6 @@ from sparse_ddpm.program import (
     SpaceToDepth,
     Upsample2x,
 )
-from sparse_ddpm.program.operations import inputs_of
 from sparse_ddpm.program.program import Shape
 
 DTYPES: Mapping[str, int] = MappingProxyType({"float32": 4, "float16": 2, "bfloat16": 2})
@@ -219,8 +217,7 @@ def _choose_copies(operation: Conv, group: int, lanes: int, shape: Shape) -> int
 
 def _upsamples(program: Program, copied: Mapping[str, int]) -> dict[str, Upsample2x]:
     """By convolution: the upsampling of its input, where nothing else reads that."""
-    uses = Counter(name for operation in program.operations for name in inputs_of(operation))
-    uses[program.output] += 1
+    uses = program.uses()
     made = {op.out: op for op in program.operations if isinstance(op, Upsample2x)}
     return {
         op.out: made[op.x]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -56,6 +57,12 @@ class Program:
         if self.output not in shapes:
             raise ProgramError(expected("program output", "a value made", repr(self.output)))
         object.__setattr__(self, "shapes", MappingProxyType(shapes))
+
+    def uses(self) -> Counter[str]:
+        """How often each value is read; the output once more, by whoever runs the Program."""
+        read = Counter(name for operation in self.operations for name in inputs_of(operation))
+        read[self.output] += 1
+        return read
 
 
 def _shape(operation: Operation, shapes: Mapping[str, Shape], film_columns: int) -> Shape:

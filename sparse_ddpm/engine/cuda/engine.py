@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import triton
 from numpy.typing import NDArray
+from sparse_ddpm_kernels.triton.layout import padded_images
 
 from sparse_ddpm.engine.base import Engine, Images, check_batch, check_timesteps
 from sparse_ddpm.engine.cuda.launches import Launches
@@ -114,7 +115,7 @@ class CudaEngine(Engine):
         )
 
     def _keys(self) -> Mapping[str, str]:
-        images = -(-self.batch // 8) * 8
+        images = padded_images(self.batch)
         return MappingProxyType(
             {
                 op.out: layer_key(layer_of(self.program, op), images, self.dtype)

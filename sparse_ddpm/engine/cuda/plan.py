@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -32,7 +31,7 @@ from sparse_ddpm.program import (
     SpaceToDepth,
     Upsample2x,
 )
-from sparse_ddpm.program.operations import inputs_of
+from sparse_ddpm.program.program import Shape
 
 DTYPES: Mapping[str, int] = MappingProxyType({"float16": 2, "bfloat16": 2, "float32": 4})
 """Precisions of activations and weights, and their bytes; sums are float32 in all of them."""
@@ -153,20 +152,24 @@ def make_cuda_plan(
         )
     images = padded_images(batch)
     before = {} if keep_all else _before(program)
+    uses = program.uses()
+    norms = {op.x: op for op in program.operations if isinstance(op, NormAct)}
     blocks = {} if keep_all or kernel is not None else _blocks(program)
     within = {op.out for block in blocks.values() for op in block}
     convs: dict[str, ConvStep] = {}
     for operation in program.operations:
         if isinstance(operation, Conv) and operation.out not in within:
+            norm = norms.get(operation.out)
             convs[operation.out] = _conv(
                 operation,
-                program,
+                program.shapes[operation.out],
                 images,
                 dtype,
-                before.get(operation.out),
-                keep_all,
-                kernel,
-                measured.get(operation.out),
+                before=before.get(operation.out),
+                norm=norm,
+                alone=not keep_all and uses[operation.out] == 1,
+                kernel=kernel,
+                measured=measured.get(operation.out),
             )
     inside = {op.out for conv in convs.values() for op in conv.operations[:-1]}
     inside |= within - blocks.keys()
@@ -195,15 +198,9 @@ def make_cuda_plan(
     return CudaPlan(program, batch, dtype, images, memory, placed)
 
 
-def _uses(program: Program) -> Counter[str]:
-    uses = Counter(name for operation in program.operations for name in inputs_of(operation))
-    uses[program.output] += 1
-    return uses
-
-
 def _before(program: Program) -> dict[str, Before]:
     """By convolution: what could be read without being made, as nothing else reads it."""
-    uses = _uses(program)
+    uses = program.uses()
     made = {op.out: op for op in program.operations if isinstance(op, SpaceToDepth | Upsample2x)}
     return {
         op.out: made[op.x]
@@ -246,28 +243,30 @@ def _block_step(five: Five, program: Program) -> CudaStep:
 
 def _conv(
     operation: Conv,
-    program: Program,
+    shape: Shape,
     images: int,
     dtype: str,
+    *,
     before: Before | None,
-    keep_all: bool,
+    norm: NormAct | None,
+    alone: bool,
     kernel: str | None,
     measured: Mapping[str, float] | None,
 ) -> ConvStep:
-    """Choose the kernel, and what it does besides."""
-    out = operation.out
-    channels, height, width = program.shapes[out]
-    norm = next((op for op in program.operations if isinstance(op, NormAct) and op.x == out), None)
-    alone = norm is not None and _uses(program)[out] == 1 and operation.residual is None
+    """Choose the kernel, and what it does besides.
+
+    ``norm``: one that reads the output; ``alone``: it may be made without storing that.
+    """
+    channels, height, width = shape
 
     def takes_norm(group: int) -> bool:
-        if norm is None or not alone or keep_all or group <= 1:
+        if norm is None or not alone or operation.residual is not None or group <= 1:
             return False
         return norm_fits(height * width, group, channels // norm.groups)
 
     choice = choose_kernel(
         operation,
-        program.shapes[out],
+        shape,
         images,
         dtype,
         force=kernel,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +21,6 @@ from sparse_ddpm.engine.panels import union_columns
 from sparse_ddpm.errors import EngineError, expected
 from sparse_ddpm.files import write_atomically
 from sparse_ddpm.program import Conv, NormAct, Program, SpaceToDepth, Upsample2x
-from sparse_ddpm.program.operations import inputs_of
 
 SCHEMA = 1
 PACKAGED = Path(__file__).parent / "tables"
@@ -89,8 +87,7 @@ def layer_of(program: Program, operation: Conv) -> Program:
     That is the space to depth or upsampling before it and the norm after it, where nothing else
     reads what lies between; residuals and what time does to the norm are left out.
     """
-    uses = Counter(name for op in program.operations for name in inputs_of(op))
-    uses[program.output] += 1
+    uses = program.uses()
     before = [
         op
         for op in program.operations
