@@ -40,3 +40,11 @@ def triton_dtypes(triton_device: Any) -> tuple[Any, ...]:
     if triton_device.type == "cpu":
         return (torch.float32,)
     return torch.float16, torch.bfloat16
+
+
+@pytest.fixture(params=range(2))
+def dtype(request: pytest.FixtureRequest, triton_dtypes: tuple[Any, ...]) -> Any:
+    """Each of `triton_dtypes`."""
+    if request.param >= len(triton_dtypes):
+        pytest.skip("the interpreter is right in float32 alone")
+    return triton_dtypes[request.param]

@@ -20,13 +20,6 @@ from sparse_ddpm_kernels.triton.layout import Layout
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 
-@pytest.fixture(params=range(2))
-def dtype(request: pytest.FixtureRequest, triton_dtypes: tuple[Any, ...]) -> Any:
-    if request.param >= len(triton_dtypes):
-        pytest.skip("the interpreter is right in float32 alone")
-    return triton_dtypes[request.param]
-
-
 def run(
     device: Any,
     dtype: Any,

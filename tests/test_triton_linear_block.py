@@ -29,13 +29,6 @@ from sparse_ddpm_kernels.triton.linear_block_pack import (
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 
 
-@pytest.fixture(params=range(2))
-def dtype(request: pytest.FixtureRequest, triton_dtypes: tuple[Any, ...]) -> Any:
-    if request.param >= len(triton_dtypes):
-        pytest.skip("the interpreter is right in float32 alone")
-    return triton_dtypes[request.param]
-
-
 def arrays(
     channels: int, hidden: int, *, scale: float = 1.0, density: float = 1.0
 ) -> dict[str, Any]:
