@@ -15,6 +15,7 @@ from sparse_ddpm.bench.source import folded_table, program_of
 from sparse_ddpm.engine.plan import DTYPES
 from sparse_ddpm.engine.reference import ReferenceEngine
 from sparse_ddpm.errors import ConfigError
+from sparse_ddpm.program import NormAct
 from sparse_ddpm.ticket import UNetConfig, save_ticket, synthetic_ticket
 
 TINY = UNetConfig(dim=8, dim_mults=(1, 2), channels=2, image_size=8, groups=4, heads=2, dim_head=4)
@@ -90,13 +91,11 @@ def test_ours(job: Job, x: NDArray[np.float32], dtype: str) -> None:
 
 
 def test_folded_table_has_a_factor_and_a_summand_for_each_modulated_channel(job: Job) -> None:
-    from sparse_ddpm.bench.source import film_norms
-
     program = program_of(job)
-    norms = list(film_norms(program))
+    norms = [op for op in program.operations if isinstance(op, NormAct) and op.film is not None]
     table = folded_table(program, job.timesteps)
-    assert table.shape == (len(TIMES), sum(2 * len(op.gamma) for op, _ in norms))
-    op, column = norms[1]
+    assert table.shape == (len(TIMES), sum(2 * len(op.gamma) for op in norms))
+    op, column = norms[1], 2 * len(norms[0].gamma)
     film = program.time.table(np.array(TIMES))
     channels = len(op.gamma)
     assert op.film is not None

@@ -166,6 +166,42 @@ def test_conv_with_residual_and_without_bias() -> None:
     check(make)
 
 
+@pytest.mark.parametrize("group", [1, 4, 16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_conv_whose_bias_time_changes(group: int, bias: bool) -> None:
+    def make(shape: Shape) -> Program:
+        weight = sparse_rows(17, shape[0] * 9)
+        given = normal(10, 17) if bias else None
+        residual = Conv("r", "x", sparse_rows(17, shape[0]), 1, film=0)
+        op = Conv("y", "x", weight, 3, given, residual="r", film=5)
+        return program(shape, residual, op, columns=23)
+
+    check(make, group=group)
+
+
+def test_norm_after_a_conv_whose_bias_time_changes() -> None:
+    """Images as large as those whose convolution leaves the norm its moments."""
+
+    def make(shape: Shape) -> Program:
+        first = Conv("a", "x", sparse_rows(6, shape[0] * 9), 3, normal(10, 6), film=2)
+        second = NormAct("b", "a", 3, normal(12, 6), normal(13, 6), film=8)
+        return program(shape, first, second, columns=21)
+
+    check(make, shapes=((3, 5, 4), (2, 16, 16), (3, 32, 32)), batches=(1, 2, 16))
+
+
+def test_each_step_has_the_bias_of_its_own_row() -> None:
+    weight = Dense(np.zeros((3, 2), np.float32))
+    graph = program((2, 4, 4), Conv("y", "x", weight, 1, normal(10, 3), film=1), columns=5)
+    timesteps = np.array([900.0, 20.0, 0.0])
+    wanted = graph.time.table(timesteps)[:, 1:4] + normal(10, 3)
+    with CpuEngine(graph, 2) as engine:
+        engine.set_schedule(timesteps)
+        for step in (2, 0, 1, 0):
+            got = engine.run(normal(7, 2, 2, 4, 4), step)
+            assert np.abs(got - wanted[step][None, :, None, None]).max() < 1e-6
+
+
 def test_conv_of_one_output_channel() -> None:
     def make(shape: Shape) -> Program:
         return program(shape, Conv("y", "x", Dense(normal(9, 1, shape[0])), 1, normal(10, 1)))

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from sparse_ddpm.engine import DeviceSampler
 from sparse_ddpm.engine.reference import ReferenceEngine
 from sparse_ddpm.errors import EngineError
+from sparse_ddpm.formats import CSR, Dense
 from sparse_ddpm.lower import lower
-from sparse_ddpm.program import Program
+from sparse_ddpm.program import Conv, NormAct, Program, TimeEmbedding
 from sparse_ddpm.sampling import make_table, sample_loop
 from sparse_ddpm.ticket import UNetConfig, load_ticket, save_ticket, synthetic_ticket
 
@@ -94,6 +95,45 @@ def test_linear_attention_runs_as_one(triton_dtypes: Any) -> None:
             assert [step for step in engine.plan.steps if step.block is not None]
             engine.set_schedule(TIMESTEPS)
             assert relative(engine.run(x, 1), reference.run(x, 1)) < tolerance(dtype)
+
+
+@pytest.mark.parametrize("kernel", ["elements", "panels:16", "cudnn"])
+def test_time_changes_biases(triton_dtypes: Any, kernel: str) -> None:
+    from sparse_ddpm.engine.cuda import CudaEngine
+
+    program = time_in_biases(3, 8)
+    x = images(2)
+    reference = ReferenceEngine(program, 2)
+    reference.set_schedule(TIMESTEPS)
+    for dtype in dtypes(triton_dtypes):
+        with CudaEngine(program, 2, dtype, kernel=kernel) as engine:
+            engine.set_schedule(TIMESTEPS[:1])
+            engine.run(x, 0)
+            engine.set_schedule(TIMESTEPS)
+            for step in (2, 0, 1):
+                wanted = reference.run(x, step)
+                assert relative(engine.run(x, step), wanted) < tolerance(dtype)
+
+
+def time_in_biases(channels: int, inner: int) -> Program:
+    """Two convolutions whose bias time changes, a norm after the first."""
+    rng = np.random.default_rng(3)
+
+    def random(*shape: int) -> NDArray[np.float32]:
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    sparse = random(inner, channels * 9) * (rng.random((inner, channels * 9)) < 0.3)
+    operations = (
+        Conv("a", "x", CSR.from_dense(sparse), 3, random(inner), film=5),
+        NormAct("b", "a", 2, random(inner), random(inner)),
+        Conv("c", "b", Dense(random(channels, inner)), 1, residual="x", film=0),
+    )
+    columns = inner + 5
+    time = TimeEmbedding(
+        4, random(8, 4), random(8), random(8, 8), random(8), Dense(random(columns, 8)),
+        random(columns),
+    )  # fmt: skip
+    return Program(operations, "x", (channels, 4, 4), "c", time)
 
 
 def test_images_do_not_depend_on_the_batch(program: Program, triton_dtypes: Any) -> None:

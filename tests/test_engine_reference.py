@@ -65,6 +65,9 @@ def test_conv(size: int, height: int, width: int) -> None:
         {"x": x, "r": residual},
         wanted + torch.from_numpy(residual),
     )
+    film = random(9)
+    moved = wanted + torch.from_numpy(film[2:7])[:, None, None]
+    check(Conv("y", "x", weight, size, bias, film=2), {"x": x}, moved, film)
 
 
 @pytest.mark.parametrize("silu", [True, False])

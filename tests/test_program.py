@@ -70,6 +70,7 @@ def test_the_empty_program_is_the_identity() -> None:
         ((Conv("a", "x", Dense(ones(6, 64)), 4),), "a: size: expected an odd number"),
         ((Conv("a", "x", Dense(ones(6, 4)), 1, ones(5)),), "a: bias: expected"),
         ((Conv("a", "x", Dense(ones(6, 4)), 1, None, "x"),), "a: residual: expected"),
+        ((Conv("a", "x", Dense(ones(6, 4)), 1, film=3),), "a: film: expected 0 to 2, got 3"),
         ((NormAct("a", "x", 3, ones(4), ones(4)),), "a: groups: expected divisor of 4"),
         ((NormAct("a", "x", 2, ones(3), ones(4)),), "a: gamma"),
         ((NormAct("a", "x", 2, ones(4), ones(3)),), "a: beta"),

@@ -13,7 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-ABI = 4
+ABI = 5
 LIBRARY = "sparse_ddpm_cpu.so"
 ISAS = ("baseline", "avx2", "avx512", "neon")
 """Instruction sets, by their number in the library. AArch64 has ``neon`` and nothing else.

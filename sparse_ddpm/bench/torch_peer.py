@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from sparse_ddpm.bench.engines import Job
-from sparse_ddpm.bench.source import film_norms, folded_table, program_of
+from sparse_ddpm.bench.source import folded_table, program_of
+from sparse_ddpm.engine.film import Films
 from sparse_ddpm.program import (
     Add,
     Attention,
@@ -40,7 +41,7 @@ class Network(torch.nn.Module):
     def __init__(self, program: Program) -> None:
         super().__init__()
         self.program = program
-        self.columns = {op.out: column for op, column in film_norms(program)}
+        self.columns = Films.of(program).columns
         self.places: dict[str, str] = {}
         for index, op in enumerate(program.operations):
             match op:
@@ -79,7 +80,12 @@ class Network(torch.nn.Module):
             case Conv():
                 weight = self._kept(op.out, "weight")
                 assert weight is not None
-                bias = self._kept(op.out, "bias")
+                column = self.columns.get(op.out)
+                bias = (
+                    self._kept(op.out, "bias")
+                    if column is None
+                    else row[column : column + len(weight)]
+                )
                 y = F.conv2d(values[op.x], weight, bias, padding=op.size // 2)
             case NormAct():
                 y = self._norm_act(op, values[op.x], row)

@@ -112,7 +112,7 @@ class CpuEngine(Engine):
 
     def _run(self, x: Images, step: int) -> Images:
         out = np.empty((len(x), *self._output_shape), dtype=np.float32)
-        row = self._table.ctypes.data + step * self._table.strides[0] if self._films.norms else None
+        row = self._table.ctypes.data + step * self._table.strides[0] if self._films.width else None
         try:
             self._executor.run(np.ascontiguousarray(x), out, row)
         except KernelError as error:
@@ -263,7 +263,10 @@ class _Ops:
         op.x, op.y = self._tensor(source), self._tensor(operation.residual)
         op.size, op.copies, op.upsample = operation.size, step.copies, step.upsample is not None
         op.group, op.panels = step.group, len(panels.rows)
-        op.a = self._address(operation.bias, np.float32)
+        if operation.film is None:
+            op.a = self._address(operation.bias, np.float32)
+        else:
+            op.film = self._films.columns[operation.out]
         op.panel_ptr = self._address(panels.ptr, np.int64)
         op.offset = self._address(self._plan.offsets(step, panels), np.int32)
         op.value = self._address(panels.values, np.float32)

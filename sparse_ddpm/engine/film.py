@@ -1,4 +1,4 @@
-"""What time does to the norms, as one table: a norm's gamma and beta folded into FiLM."""
+"""What time does to norms and biases, as one table: gamma, beta and bias folded into FiLM."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_ddpm.program import NormAct, Program
+from sparse_ddpm.program import Conv, NormAct, Program
 
 ROWS = 256
 """Steps whose float64 table is held at once."""
@@ -18,34 +18,47 @@ ROWS = 256
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Films:
-    """Norms that time modulates. From a norm's column lie C factors, then C summands."""
+    """Operations that time modulates.
 
-    norms: Sequence[NormAct]
+    From a norm's column lie C factors, then C summands; from a convolution's, C biases.
+    """
+
+    operations: Sequence[Conv | NormAct]
     columns: Mapping[str, int]
-    """By what the norm makes."""
+    """By what the operation makes."""
     width: int
 
     @classmethod
     def of(cls, program: Program) -> Films:
-        norms = [op for op in program.operations if isinstance(op, NormAct) and op.film is not None]
+        operations = []
         columns: dict[str, int] = {}
         width = 0
-        for op in norms:
-            columns[op.out] = width
-            width += 2 * len(op.gamma)
-        return cls(tuple(norms), MappingProxyType(columns), width)
+        for op in program.operations:
+            if isinstance(op, Conv | NormAct) and op.film is not None:
+                operations.append(op)
+                columns[op.out] = width
+                width += 2 * len(op.gamma) if isinstance(op, NormAct) else op.weight.shape[0]
+        return cls(tuple(operations), MappingProxyType(columns), width)
 
     def table(self, program: Program, timesteps: NDArray[Any]) -> NDArray[np.float32]:
-        """Factors and summands at ``timesteps`` ``[S]``: float32 ``[S, width]``."""
+        """Factors, summands and biases at ``timesteps`` ``[S]``: float32 ``[S, width]``."""
         table = np.empty((len(timesteps), self.width), dtype=np.float32)
-        if not self.norms:
+        if not self.operations:
             return table
         for begin in range(0, len(timesteps), ROWS):
             rows = slice(begin, begin + ROWS)
             film = program.time.table(timesteps[rows])
-            for op in self.norms:
-                channels, column, first = len(op.gamma), self.columns[op.out], op.film
+            for op in self.operations:
+                first, column = op.film, self.columns[op.out]
                 assert first is not None
+                if isinstance(op, Conv):
+                    channels = op.weight.shape[0]
+                    bias = 0.0 if op.bias is None else op.bias
+                    table[rows, column : column + channels] = (
+                        film[:, first : first + channels] + bias
+                    )
+                    continue
+                channels = len(op.gamma)
                 scale = film[:, first : first + channels] + 1.0
                 shift = film[:, first + channels : first + 2 * channels]
                 table[rows, column : column + channels] = scale * op.gamma

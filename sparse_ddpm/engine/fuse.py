@@ -202,11 +202,15 @@ def _around(
     project = maker(last.x)
     if not isinstance(project, Conv) or project.size != 1 or project.residual is not None:
         return None
+    if project.film is not None:
+        return None
     mix = maker(project.x)
     if not isinstance(mix, LinearAttention):
         return None
     qkv = maker(mix.qkv)
     if not isinstance(qkv, Conv) or qkv.size != 1 or qkv.residual is not None:
+        return None
+    if qkv.film is not None:
         return None
     norm = maker(qkv.x)
     if not isinstance(norm, ChannelNorm) or norm.residual is not None:

@@ -64,7 +64,7 @@ def evaluate(operation: Operation, values: dict[str, Array], film: Array) -> Arr
     """One operation on float64 values ``[N, C, H, W]``; ``film`` is one row of the time table."""
     match operation:
         case Conv():
-            out = _conv(values[operation.x], operation)
+            out = _conv(values[operation.x], operation, film)
         case NormAct():
             out = _norm_act(values[operation.x], operation, film)
         case ChannelNorm():
@@ -98,7 +98,7 @@ def _per_channel(vector: NDArray[Any]) -> Array:
     return vector.astype(np.float64)[:, None, None]
 
 
-def _conv(x: Array, operation: Conv) -> Array:
+def _conv(x: Array, operation: Conv, film: Array) -> Array:
     n, channels, height, width = x.shape
     size, pad = operation.size, operation.size // 2
     weight = operation.weight.to_dense().astype(np.float64).reshape(-1, channels, size, size)
@@ -108,7 +108,11 @@ def _conv(x: Array, operation: Conv) -> Array:
         for j in range(size):
             window = padded[:, :, i : i + height, j : j + width].reshape(n, channels, -1)
             out += (weight[:, :, i, j] @ window).reshape(out.shape)
-    return out if operation.bias is None else out + _per_channel(operation.bias)
+    if operation.bias is not None:
+        out += _per_channel(operation.bias)
+    if operation.film is not None:
+        out += _per_channel(film[operation.film : operation.film + len(weight)])
+    return out
 
 
 def _norm_act(x: Array, operation: NormAct, film: Array) -> Array:

@@ -24,7 +24,8 @@ class Conv:
     """``out = bias + weight * x (+ residual)``: cross-correlation, stride 1, zero "same" padding.
 
     ``weight``: ``[Cout, Cin * size * size]``; ``size``: odd; ``bias``: ``[Cout]`` or None;
-    ``residual``: a value of out's shape, or None.
+    ``residual``: a value of out's shape, or None. With ``film`` not None, row ``s`` of the time
+    table adds to the bias: ``table[s, film : film + Cout]``.
     """
 
     out: str
@@ -33,6 +34,7 @@ class Conv:
     size: int
     bias: Vector | None = None
     residual: str | None = None
+    film: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -75,13 +75,15 @@ def _shape(operation: Operation, shapes: Mapping[str, Shape], film_columns: int)
     channels, height, width = shapes[inputs_of(operation)[0]]
     result: Shape
     match operation:
-        case Conv(weight=weight, size=size, bias=bias):
+        case Conv(weight=weight, size=size, bias=bias, film=film):
             require(size % 2 == 1, "size", "an odd number", size)
             columns = channels * size * size
             require(weight.shape[1] == columns, "weight columns", columns, weight.shape[1])
             result = (weight.shape[0], height, width)
             good = bias is None or bias.shape == (result[0],)
             require(good, "bias", (result[0],), None if bias is None else bias.shape)
+            good = film is None or 0 <= film <= film_columns - result[0]
+            require(good, "film", f"0 to {film_columns - result[0]}", film)
         case NormAct(groups=groups, gamma=gamma, beta=beta, film=film):
             require(
                 groups > 0 and channels % groups == 0, "groups", f"divisor of {channels}", groups

@@ -67,7 +67,7 @@ class Memory {
   }
 
   template <class T>
-  const T *copy(const std::vector<T> &from) {
+  T *copy(const std::vector<T> &from) {
     return copy(from.data(), static_cast<int64_t>(from.size()));
   }
 
@@ -227,6 +227,7 @@ struct sdk_engine {
   const Kernels *kernels;
   Step step{};
   void prepare_conv(Operation &op, Tiling &tiling, const sdk_program &program);
+  void set_biases(const float *row);
   bool leaves_moments(const Operation &conv, const Tiling &tiling, const Operation &norm) const;
 
   int64_t arena_floats, scratch_floats = 0, moment_floats = 0;
@@ -235,6 +236,7 @@ struct sdk_engine {
   float *moments;
   std::vector<Scratch> scratch;  // of each thread
   std::vector<Operation> operations;
+  std::vector<size_t> timed;  // convolutions whose bias is in the step's row
   std::vector<int64_t> main_units;
   std::vector<Tiling> tilings;
   std::map<const sdk_linear_block *, std::unique_ptr<sdk_linear_block>> blocks;
@@ -272,6 +274,7 @@ sdk_engine::sdk_engine(const sdk_program &program) : flags(program.flags) {
     if (op.is.kind == SDK_STORE) output_floats = image_floats(op.is.x);
     if (op.is.kind == SDK_CONV) {
       prepare_conv(op, tilings[i], program);
+      if (op.is.film >= 0) timed.push_back(i);
     } else if (op.is.block != nullptr) {
       // The operations of a block share its copy.
       std::unique_ptr<sdk_linear_block> &block = blocks[op.is.block];
@@ -291,7 +294,7 @@ sdk_engine::sdk_engine(const sdk_program &program) : flags(program.flags) {
       Operation &conv = operations[i - 1];
       const int64_t channels = conv.is.out.channels;
       op.moment_spans = tilings[i - 1].spans();
-      op.moment_bias = memory.copy(program.op[i - 1].a, channels);
+      if (conv.is.film < 0) op.moment_bias = memory.copy(program.op[i - 1].a, channels);
       moment_floats = std::max(moment_floats, channels * op.moment_spans * 2 * kernels->vector);
     }
     main_units[i] = kernels->units(op);
@@ -348,8 +351,22 @@ void sdk_engine::prepare_conv(Operation &op, Tiling &tiling, const sdk_program &
   is.slot = memory.copy(is.slot, slots);
   std::vector<float> bias(static_cast<size_t>(slots));
   for (int64_t s = 0; s < slots; ++s)
-    if (is.a != nullptr && is.slot[s] >= 0) bias[static_cast<size_t>(s)] = is.a[is.slot[s]];
+    if (is.film < 0 && is.a != nullptr && is.slot[s] >= 0)
+      bias[static_cast<size_t>(s)] = is.a[is.slot[s]];
   op.bias = memory.copy(bias);
+}
+
+// Few numbers beside what a step multiplies: the caller's thread brings them to their slots.
+void sdk_engine::set_biases(const float *row) {
+  for (const size_t i : timed) {
+    const Operation &op = operations[i];
+    const int64_t slots = op.is.panels * op.is.group;
+    const float *bias = row + op.is.film;
+    for (int64_t s = 0; s < slots; ++s)
+      if (op.is.slot[s] >= 0) op.bias[s] = bias[op.is.slot[s]];
+    if (i + 1 < operations.size() && operations[i + 1].moment_spans > 0)
+      operations[i + 1].moment_bias = bias;
+  }
 }
 
 // Whether the convolution can sum up, while it has them in registers, what the norm needs to know.
@@ -391,6 +408,7 @@ void sdk_engine::done(void *self, int64_t task) {
 
 void sdk_engine::run(const float *x, float *out, const float *row, int64_t images) {
   step.row = row;
+  set_biases(row);
   std::fill(seconds.begin(), seconds.end(), 0.0);
   clock = std::chrono::steady_clock::now();
   for (int64_t first = 0; first < images; first += step.lanes) {

@@ -28,7 +28,7 @@
 extern "C" {
 #endif
 
-#define SDK_ABI 4
+#define SDK_ABI 5
 
 enum sdk_kind {
   SDK_LOAD = 0,             /* out = the step's input, float32 [images, C, H, W] */
@@ -114,7 +114,8 @@ typedef struct {
  * Entry k of panel p, panel_ptr[p] <= k < panel_ptr[p + 1], adds
  *     value[k * group + g] * x[offset[k] + pixel]
  * to output channel slot[p * group + g]; a slot of -1 is padding. Every output channel stands in
- * exactly one slot. a: bias [C] or null. With copies > 0 the convolution reads shifted copies of x
+ * exactly one slot. a: bias [C] or null; with film >= 0 the bias is row[film ...] of the row that
+ * sdk_run is given. With copies > 0 the convolution reads shifted copies of x
  * that it makes: offset[k] is then a column of the weight, (c * size + r) * size + s, size odd, and
  * copies how many there are of each channel: `size`, with columns shifted by s - size / 2, or
  * size * size, with rows shifted by r - size / 2 too (what it reads lies at whole vectors then, as

@@ -89,7 +89,7 @@ struct Operation {
   bool flat;           // the image is one run over rows and halo, gathered in scratch
   int64_t flat_floats; // of one channel in scratch
   int64_t x_row;       // floats from one row of what it reads to the next
-  const float *bias;   // by slot
+  float *bias;         // by slot
   // Moments that a convolution leaves for the norm after it, [C, spans, 2, vector], or null; the
   // norm knows the number of spans and the bias [C].
   float *moments;

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sparse_ddpm.engine.cuda.plan import CudaPlan
 from sparse_ddpm.engine.film import Films
-from sparse_ddpm.program import NormAct
+from sparse_ddpm.program import Conv, NormAct
 
 TORCH_DTYPES = {
     "float16": torch.float16,
@@ -63,7 +63,8 @@ class Buffers:
     """Memory of a `CudaPlan`. ``tiles``: measured, by convolution; ``overlap``: see `CudaEngine`.
 
     ``x``: float32 ``[batch, C, H, W]``, where the input is read; ``output``: where the output is
-    written; ``step``: int32 ``[1]``, the row of the time table; ``table``: see `set_table`.
+    written; ``step``: int32 ``[1]``, the row of the time table; ``table``: see `set_table`;
+    ``row``: a copy of that row, where biases that time changes are read.
     ``moments``: what convolutions leave, by their values; ``merged``: contexts of fused blocks.
     """
 
@@ -86,6 +87,7 @@ class Buffers:
         self.step = torch.zeros(1, dtype=torch.int32, device=device)
         self.films = Films.of(program)
         self.table = torch.zeros((1, max(self.films.width, 1)), device=device)
+        self.row = torch.zeros_like(self.table)
         self.workspace = Workspace(device)
         self.moments: dict[str, Moments] = {}
         self.merged: list[torch.Tensor] = []
@@ -125,6 +127,13 @@ class Buffers:
     def float32(self, array: NDArray[Any]) -> torch.Tensor:
         # A copy: arrays of a Program are read-only, which torch does not know.
         return torch.from_numpy(np.array(array, dtype=np.float32)).to(self.device)
+
+    def bias_of(self, operation: Conv) -> torch.Tensor | None:
+        """A convolution's bias, float32 ``[C]``; with FiLM a part of ``row``."""
+        if operation.film is None:
+            return None if operation.bias is None else self.float32(operation.bias)
+        column = self.films.columns[operation.out]
+        return self.row[0, column : column + operation.weight.shape[0]]
 
     def rows_of(self, operation: NormAct) -> Callable[[], Rows]:
         """Where a norm's factors and summands are, when it is launched."""

@@ -17,7 +17,7 @@ from sparse_ddpm.engine.panels import make_panels
 def bind_convolution(own: Buffers, conv: ConvStep) -> Launch:
     """The launch of a convolution and of what runs in its kernel; its weights are packed here."""
     operation, kind = conv.operation, conv.choice.kind
-    bias = None if operation.bias is None else own.float32(operation.bias)
+    bias = own.bias_of(operation)
     residual = None if conv.residual is None else own.view(conv.residual)
     if kind == "cudnn":
         return _dense(own, conv, bias, residual)
@@ -155,6 +155,8 @@ def _dense(
     offset = None if bias is None else bias.to(own.dtype)
 
     def launch() -> None:
+        if offset is not None and bias is not None and operation.film is not None:
+            offset.copy_(bias)
         images = x.permute(3, 0, 1, 2)
         if stride > 1:
             images = torch.nn.functional.pixel_unshuffle(images, stride)

@@ -40,7 +40,10 @@ from sparse_ddpm.program import (
 
 
 class Launches(Buffers):
-    """``steps``: by the value that a step makes, what is launched for it, in order."""
+    """``steps``: by the value that a step makes, what is launched for it, in order.
+
+    ``biased``: whether time changes the bias of a convolution.
+    """
 
     def __init__(
         self,
@@ -51,6 +54,7 @@ class Launches(Buffers):
     ) -> None:
         super().__init__(plan, device, tiles, overlap)
         self.steps: dict[str, list[Launch]] = {}
+        self.biased = any(isinstance(op, Conv) for op in self.films.operations)
         x = self.view(plan.program.input)
         self.steps[plan.program.input] = [lambda: data.load_images(self.x, x)]
         for item in plan.steps:
@@ -67,6 +71,8 @@ class Launches(Buffers):
 
     def network(self) -> None:
         """The operations alone, from the input's view to the output's."""
+        if self.biased:
+            torch.index_select(self.table, 0, self.step, out=self.row)
         for name, launches in self.steps.items():
             if name != self.plan.program.input:
                 for launch in launches:

@@ -103,7 +103,7 @@ def layer_of(program: Program, operation: Conv) -> Program:
     ]
     first = before[0].x if before else operation.x
     last = after[0].out if after else operation.out
-    operations = (*before, replace(operation, residual=None), *after)
+    operations = (*before, replace(operation, residual=None, film=None), *after)
     return Program(operations, first, program.shapes[first], last, program.time)
 
 
