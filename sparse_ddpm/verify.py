@@ -68,7 +68,8 @@ class Verification:
     steps: int
     operations: dict[str, float]
     unmatched: tuple[str, ...]
-    """Values that the oracle does not have by name: concatenations, which move data only."""
+    """Values that the oracle does not have by name: concatenations, and the sums that weight
+    standardisation over pruned zeros needs."""
     output_error: float
     image_error: float
     """Largest difference of an image in [-1, 1]."""

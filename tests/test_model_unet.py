@@ -46,6 +46,8 @@ class Plain:
         mask = self.masks.get(f"{name}.weight", torch.ones_like(weight))
         if not standardized or self.config.weight_standardization == "none":
             return weight * mask
+        if self.config.weight_standardization == "full":
+            weight, mask = weight * mask, torch.ones_like(weight)
         rows = []
         for row, keep in zip(weight, mask.bool(), strict=True):
             kept = row[keep]
@@ -162,7 +164,7 @@ def random_model(config: UNetConfig, density: float) -> tuple[UNet, dict[str, An
     return model, masks
 
 
-@pytest.mark.parametrize("standardization", ["none", "surviving"])
+@pytest.mark.parametrize("standardization", ["none", "surviving", "full"])
 @pytest.mark.parametrize("density", [0.3, 1.0])
 def test_forward_equals_a_second_implementation(standardization: str, density: float) -> None:
     config = dataclasses.replace(TINY, weight_standardization=standardization)
@@ -218,6 +220,22 @@ def test_masks_are_no_part_of_the_state_and_can_be_taken_off() -> None:
     assert (model.effective_weights()[name][masks[name] == 0] == 0).all()
     model.set_masks({})
     assert (model.effective_weights()[name] != 0).all()
+
+
+def test_standardised_over_all_weights_survivors_are_scored_at_the_scale_they_act_at() -> None:
+    config = dataclasses.replace(TINY, weight_standardization="full")
+    model, masks = random_model(config, 0.3)
+    model.set_masks(masks)
+    name = "mid.block1.conv2.weight"
+    scores = model.effective_weights()[name]
+    module = model.masked()[name]
+    row = (module.weight * masks[name])[3].detach()
+    scale = 1 / torch.sqrt(row.var(correction=0) + 1e-5)
+    torch.testing.assert_close(scores[3], row * scale)
+    assert (scores[masks[name] == 0] == 0).all()
+    effective = module.effective_weight().detach()
+    torch.testing.assert_close(effective[3], (row - row.mean()) * scale)
+    assert (effective[3] != 0).all()
 
 
 def test_bad_masks_are_refused() -> None:

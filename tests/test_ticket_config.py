@@ -36,7 +36,7 @@ from sparse_ddpm.ticket import (
         ({"channels": 0}, "architecture.channels"),
         ({"heads": 0}, "architecture.heads"),
         ({"dim_head": 0}, "architecture.dim_head"),
-        ({"weight_standardization": "all"}, "expected one of none, surviving, got 'all'"),
+        ({"weight_standardization": "all"}, "expected one of none, surviving, full, got 'all'"),
     ],
 )
 def test_wrong_architectures(change: dict[str, Any], says: str) -> None:

@@ -35,8 +35,9 @@ def add_parser(subparsers: Any) -> None:
     add("--dim", type=int, metavar="N", help="channels of the first level, instead of the preset's")
     add(
         "--weight-standardization",
-        choices=("surviving", "none"),
-        help="of the 3x3 convolutions in the blocks, over surviving weights (default: surviving)",
+        choices=("surviving", "full", "none"),
+        help="of the 3x3 convolutions in the blocks, over surviving weights or over all, pruned "
+        "zeros included (default: surviving)",
     )
     add("--schedule", choices=("linear", "cosine", "sigmoid"), help="default: sigmoid")
     add("--objective", choices=("eps", "x0", "v"), help="default: eps")

@@ -26,20 +26,51 @@ from sparse_ddpm.ticket import Pattern, Ticket
 STANDARDIZATION_EPS = 1e-5
 
 
+def moments(
+    weight: NDArray[np.float32], mask: NDArray[np.bool_] | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and ``sqrt(variance + eps)`` of each row over what survives: float64 ``[Cout]``.
+
+    ``weight``: ``[Cout, ...]``, with exact zeros outside ``mask`` (None: all survive).
+    """
+    rows = weight.reshape(len(weight), -1).astype(np.float64)
+    keep = np.ones_like(rows) if mask is None else mask.reshape(rows.shape).astype(np.float64)
+    count = np.maximum(keep.sum(axis=1), 1.0)
+    mean = rows.sum(axis=1) / count
+    variance = np.square((rows - mean[:, None]) * keep).sum(axis=1) / count
+    return mean, np.sqrt(variance + STANDARDIZATION_EPS)
+
+
 def standardize(weight: NDArray[np.float32], mask: NDArray[np.bool_] | None) -> NDArray[np.float32]:
     """Each row to mean 0 and biased variance 1 over its surviving weights; zeros stay zeros.
 
     ``weight``: ``[Cout, ...]``, with exact zeros outside ``mask`` (None: all survive). Weight
     standardisation (Qiao 2019, arXiv 1903.10520), restricted to the mask; in float64.
     """
-    rows = weight.reshape(len(weight), -1).astype(np.float64)
-    keep = np.ones_like(rows) if mask is None else mask.reshape(rows.shape).astype(np.float64)
-    count = np.maximum(keep.sum(axis=1, keepdims=True), 1.0)
-    centred = (rows - rows.sum(axis=1, keepdims=True) / count) * keep
-    variance = np.square(centred).sum(axis=1, keepdims=True) / count
-    scaled = centred / np.sqrt(variance + STANDARDIZATION_EPS)
-    standardized: NDArray[np.float32] = scaled.astype(np.float32).reshape(weight.shape)
-    return standardized
+    mean, deviation = moments(weight, mask)
+    rows = (weight.reshape(len(weight), -1) - mean[:, None]) / deviation[:, None]
+    standardized: NDArray[np.float32] = rows.astype(np.float32).reshape(weight.shape)
+    return standardized if mask is None else np.where(mask, standardized, np.float32(0.0))
+
+
+def rank_one(
+    weight: NDArray[np.float32], mask: NDArray[np.bool_]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """A weight standardised over all its entries, zeros included, that stays sparse; and its mask.
+
+    With s = sqrt(variance + eps) of an output channel, ``conv(x, (W - mean) / s)`` is
+    ``(conv(x, W) - mean box(sum_c x)) / s``. ``weight``: ``[Cout, Cin, 3, 3]``; what is returned
+    has one input channel more, which wants ``box(sum_c x)`` and holds ``-mean / s`` in its middle.
+    """
+    mean, deviation = moments(weight, None)
+    cout, cin = weight.shape[:2]
+    wide = np.zeros((cout, cin + 1, 3, 3), np.float32)
+    wide[:, :cin] = weight / deviation[:, None, None, None]
+    wide[:, cin, 1, 1] = -mean / deviation
+    keep = np.zeros(wide.shape, bool)
+    keep[:, :cin] = mask
+    keep[:, cin, 1, 1] = True
+    return wide, keep
 
 
 def lower_unet(ticket: Ticket) -> Program:
@@ -101,11 +132,8 @@ class _Lowering:
     def parameter(self, name: str) -> Vector:
         return self.ticket.weights[name]
 
-    def matrix(self, name: str, *, standardized: bool = False) -> Matrix:
-        """The named weight as ``[rows, columns]``, sparse where the ticket has a mask."""
-        weight, mask = self.ticket.weights[name], self.ticket.masks.get(name)
-        if standardized:
-            weight = standardize(weight, mask)
+    def matrix(self, weight: NDArray[np.float32], mask: NDArray[np.bool_] | None) -> Matrix:
+        """A weight as ``[rows, columns]``, sparse where the ticket has a mask."""
         rows = weight.reshape(len(weight), -1)
         if mask is None:
             return Dense.from_dense(rows)
@@ -115,13 +143,27 @@ class _Lowering:
         taps = weight.shape[2] * weight.shape[3]
         return BSR.from_dense(rows, (self.pattern.rows, self.pattern.columns), taps, keep)
 
-    def conv(self, name: str, x: str, *, standardized: bool = False) -> str:
-        size = self.ticket.weights[f"{name}.weight"].shape[2]
-        weight = self.matrix(f"{name}.weight", standardized=standardized)
-        return self.emit(Conv(name, x, weight, size, self.ticket.weights.get(f"{name}.bias")))
+    def conv(self, name: str, x: str, *, standardized: str = "none") -> str:
+        weight, mask = self.parameter(f"{name}.weight"), self.ticket.masks.get(f"{name}.weight")
+        if standardized == "full" and mask is not None:
+            x = self.with_box(name, x)
+            weight, mask = rank_one(weight, mask)
+        elif standardized != "none":
+            weight = standardize(weight, mask)
+        size, bias = weight.shape[2], self.ticket.weights.get(f"{name}.bias")
+        return self.emit(Conv(name, x, self.matrix(weight, mask), size, bias))
+
+    def with_box(self, name: str, x: str) -> str:
+        """``x``, and as one more channel the sum over all channels and 3x3 pixels around."""
+        channels = self.parameter(f"{name}.weight").shape[1]
+        ones = np.ones((1, channels), np.float32)
+        total = self.emit(Conv(f"{name}.sum", x, Dense.from_dense(ones), 1))
+        ones = np.ones((1, 9), np.float32)
+        box = self.emit(Conv(f"{name}.box", total, Dense.from_dense(ones), 3))
+        return self.emit(Concat(f"{name}.cat", x, box))
 
     def resnet_block(self, name: str, x: str) -> str:
-        standardized = self.config.weight_standardization == "surviving"
+        standardized = self.config.weight_standardization
         self.films.append(f"{name}.film")
         film = self.film_columns
         self.film_columns += len(self.parameter(f"{name}.film.bias"))

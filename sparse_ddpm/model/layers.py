@@ -22,13 +22,14 @@ class Masked(nn.Module):
     """A weight and its mask: the forward pass sees ``weight * mask`` and nothing else.
 
     ``mask`` is a buffer that is not part of the state dict (a ticket keeps masks by name); None
-    means dense. With ``standardized`` each row (output channel) is brought to mean 0 and biased
-    variance 1 over its surviving weights only, so zeros stay zeros; a row without any stays zero.
+    means dense. Standardised ``"surviving"``, each row (output channel) is brought to mean 0 and
+    biased variance 1 over its surviving weights only, so zeros stay zeros and a row without any
+    stays zero; ``"full"`` does so over all weights, so zeros become minus the row's mean.
     """
 
     mask: Tensor | None
 
-    def __init__(self, shape: tuple[int, ...], *, bias: bool, standardized: bool = False) -> None:
+    def __init__(self, shape: tuple[int, ...], *, bias: bool, standardized: str = "none") -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(shape))
         self.bias = nn.Parameter(torch.empty(shape[0])) if bias else None
@@ -42,10 +43,10 @@ class Masked(nn.Module):
     def effective_weight(self) -> Tensor:
         """What the forward pass multiplies with: masked, and standardised where that is on."""
         weight = self.weight if self.mask is None else self.weight * self.mask
-        if not self.standardized:
+        if self.standardized == "none":
             return weight
         axes = (1, 2, 3)
-        if self.mask is None:
+        if self.mask is None or self.standardized == "full":
             variance, mean = torch.var_mean(weight, axes, correction=0, keepdim=True)
             return (weight - mean) * torch.rsqrt(variance + STANDARDIZATION_EPS)
         count = self.mask.sum(axes, keepdim=True).clamp(min=1.0)
@@ -54,12 +55,23 @@ class Masked(nn.Module):
         variance = centred.square().sum(axes, keepdim=True) / count
         return centred * torch.rsqrt(variance + STANDARDIZATION_EPS)
 
+    def surviving_weight(self) -> Tensor:
+        """What the survivors contribute, at the scale at which they act; 0 where pruned.
+
+        The `effective_weight`, but for ``"full"`` without the mean that is taken from all alike.
+        """
+        if self.standardized != "full":
+            return self.effective_weight()
+        weight = self.weight if self.mask is None else self.weight * self.mask
+        variance = torch.var(weight, (1, 2, 3), correction=0, keepdim=True)
+        return weight * torch.rsqrt(variance + STANDARDIZATION_EPS)
+
 
 class Conv(Masked):
     """A "same" convolution of odd size and stride 1."""
 
     def __init__(
-        self, cin: int, cout: int, size: int, *, bias: bool = True, standardized: bool = False
+        self, cin: int, cout: int, size: int, *, bias: bool = True, standardized: str = "none"
     ) -> None:
         super().__init__((cout, cin, size, size), bias=bias, standardized=standardized)
         self.size = size
@@ -112,7 +124,7 @@ class ResnetBlock(nn.Module):
 
     def __init__(self, config: UNetConfig, cin: int, cout: int) -> None:
         super().__init__()
-        standardized = config.weight_standardization == "surviving"
+        standardized = config.weight_standardization
         self.film = Linear(config.time_dim, 2 * cout)
         self.conv1 = Conv(cin, cout, 3, standardized=standardized)
         self.norm1 = NormAct(cout, config.groups)

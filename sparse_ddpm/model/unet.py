@@ -130,6 +130,9 @@ class UNet(nn.Module):
             module.mask = masks[name].to(module.weight) if name in masks else None
 
     def effective_weights(self) -> dict[str, Tensor]:
-        """Masked and standardised weights by parameter name, detached."""
+        """Masked and standardised weights by parameter name, 0 where pruned, detached.
+
+        With standardisation over all weights: what survives, see `Masked.surviving_weight`.
+        """
         with torch.no_grad():
-            return {name: m.effective_weight().detach() for name, m in self.masked().items()}
+            return {name: m.surviving_weight().detach() for name, m in self.masked().items()}

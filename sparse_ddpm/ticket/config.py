@@ -16,7 +16,7 @@ from sparse_ddpm.errors import ConfigError, expected
 
 SCHEDULES = ("linear", "cosine", "sigmoid")
 OBJECTIVES = ("eps", "x0", "v")
-WEIGHT_STANDARDIZATIONS = ("none", "surviving")
+WEIGHT_STANDARDIZATIONS = ("none", "surviving", "full")
 
 # Bounds on what a file may claim, so that a damaged one cannot ask for terabytes.
 MAX_CHANNELS = 16_384
@@ -38,8 +38,10 @@ def _check_choice(what: str, value: object, choices: tuple[str, ...]) -> None:
 class UNetConfig:
     """The paper's U-Net: ``dim`` times ``dim_mults`` channels, one halving between levels.
 
-    ``weight_standardization`` is ``"surviving"`` (the 3x3 convolutions of the residual blocks are
-    standardised over the weights that survive the mask) or ``"none"``.
+    ``weight_standardization`` is of the 3x3 convolutions of the residual blocks: ``"surviving"``
+    (over the weights that survive the mask, so that zeros stay zeros), ``"full"`` (over all of
+    them, pruned zeros included, as the paper's code has it: pruned weights then act as minus their
+    row's mean) or ``"none"``.
     """
 
     dim: int

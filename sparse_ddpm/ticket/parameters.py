@@ -75,7 +75,7 @@ def _linear(name: str, inputs: int, outputs: int, *, prunable: bool = True) -> I
 
 
 def _resnet_block(config: UNetConfig, name: str, cin: int, cout: int) -> Iterator[Parameter]:
-    standardized = config.weight_standardization == "surviving"
+    standardized = config.weight_standardization != "none"
     yield from _linear(f"{name}.film", config.time_dim, 2 * cout)
     for index, inputs in ((1, cin), (2, cout)):
         yield Parameter(f"{name}.conv{index}.weight", (cout, inputs, 3, 3), True, standardized)
