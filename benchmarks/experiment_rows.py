@@ -2,7 +2,8 @@
 
 common.toml is under every row. A row has a `title`, the `tables` it stands in, `seeds`, and either
 a `[train]` table of options of `sparse-ddpm train`, or `of` another row and the `control` of it, or
-the `pair` of tickets that are compared. "ticket:ROW/SEED" as an option stands for that ticket.
+the `pair` of tickets that are compared. "ticket:ROW/SEED" as an option stands for that ticket. An
+`[evaluate]` table has options of `sparse-ddpm evaluate`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "tickets"
 COMMON = "common"
 TABLES = ("matching", "control", "similarity", "allocation", "pattern")
 STAGES = ("train", "inspect", "evaluate", "bench")
-KNOWN = ("title", "tables", "seeds", "budget", "train", "of", "control", "pair")
+KNOWN = ("title", "tables", "seeds", "budget", "train", "evaluate", "of", "control", "pair")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class Row:
     seeds: tuple[int, ...]
     budget: int
     train: dict[str, Any] = field(default_factory=dict)
+    evaluate: dict[str, Any] = field(default_factory=dict)
     of: str = ""
     control: str = ""
     pair: tuple[tuple[str, int], ...] = ()
@@ -113,6 +115,7 @@ def _row(name: str, content: dict[str, Any], common: dict[str, Any]) -> Row:
         seeds=(0,) if pair else tuple(merged["seeds"]),
         budget=merged["budget"],
         train={**common["train"], **content["train"]} if "train" in content else {},
+        evaluate=merged.get("evaluate", {}),
         of=merged.get("of", ""),
         control=merged.get("control", ""),
         pair=pair,

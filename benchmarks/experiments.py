@@ -115,6 +115,8 @@ class Runner:
     def _evaluate(self, row: Row, seed: int) -> None:
         ticket, samples = str(self.ticket(row.name, seed)), str(self.places.samples)
         words = ["evaluate", ticket, "--data", self._data(), "--samples", samples, "--json"]
+        for name, value in row.evaluate.items():
+            words += [f"--{name}", str(value)]
         self._keep(row, seed, "evaluate", self._command(words))
 
     def _bench(self, row: Row, seed: int) -> None:

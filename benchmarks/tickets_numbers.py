@@ -41,8 +41,12 @@ class Figures:
         return self._judged("recall")
 
     @property
-    def samples(self) -> tuple[int, ...]:
-        return tuple(found["samples"] for found in self.evaluations)
+    def drawn(self) -> tuple[tuple[int, str], ...]:
+        """How many samples there were, and how they were drawn."""
+        return tuple(
+            (found["samples"], f"{found['sampler']}, {found['steps']} steps")
+            for found in self.evaluations
+        )
 
     @property
     def file_kb(self) -> tuple[float, ...]:

@@ -111,8 +111,8 @@ class Page:
             yield words
 
     def judged(self) -> str:
-        counts = sorted({n for f in self.figures.values() for n in f.samples})
-        return f" on {', '.join(f'{n:,}' for n in counts)} samples" if counts else ""
+        ways = sorted({way for f in self.figures.values() for way in f.drawn})
+        return f" on {' and '.join(f'{n:,} samples ({how})' for n, how in ways)}" if ways else ""
 
     def machines(self) -> list[str]:
         every = self.figures.values()

@@ -32,6 +32,10 @@ rounds = 2
 steps = 5
 final-steps = 15
 batch-size = 4
+
+[evaluate]
+sampler = "dpm++"
+steps = 7
 """
 ROWS = {
     "dense": 'title = "dense"\ntables = ["matching", "allocation", "pattern"]\nseeds = [0, 1]\n'
@@ -111,6 +115,8 @@ class Fake:
         names = {"element-90": 0.9, "element-99": 0.99, "control-re": 1.0}
         gone = names.get(Path(words[1]).parent.name[:10], 0.0)
         about = {"judge": {"sha256": "ab"}, "real_distance": 0.25, "reference": words[3]}
+        options = dict(pairwise(words))
+        about |= {"sampler": options["--sampler"], "steps": int(options["--steps"])}
         return {**about, "samples": int(words[5]), "distance": 2.0 + gone**9, "precision": 0.5}
 
     def bench(self, words: list[str]) -> dict[str, Any]:
@@ -349,6 +355,7 @@ def test_the_page_is_made_of_results(
     assert "| 90 %, reinit | 0 | 3 | 2.39 | 1.26 |" in lines
     assert "Timed on a processor, threads: 2, device: auto." in lines
     assert "too few samples" not in text
+    assert "64 samples (dpm++, 7 steps)" in text
     assert "Real images of the other split have a distance of 0.25." in lines
     # 1.5 times dense: element-99 is good enough, and no sparser row is known.
     assert "| 1.5 | 16 | ≤ 24 | **≤ 12** |" in lines
