@@ -14,7 +14,25 @@ except ImportError as error:
     wanted = "to be installed for ONNX export: pip install 'sparse-ddpm[onnx]'"
     raise MissingDependencyError(expected("onnx", wanted, error)) from None
 
-from sparse_ddpm_export.denoiser import OPSET, export_denoiser
+from sparse_ddpm_export.check import Check
+from sparse_ddpm_export.denoiser import export_denoiser
+from sparse_ddpm_export.export import Export
+from sparse_ddpm_export.form import DTYPES, OPSET, OPSETS, WEIGHTS, Form
 from sparse_ddpm_export.packing import pack, unpack
+from sparse_ddpm_export.sampler import Baked, export_sampler, export_step
 
-__all__ = ["OPSET", "export_denoiser", "pack", "unpack"]
+__all__ = [
+    "DTYPES",
+    "OPSET",
+    "OPSETS",
+    "WEIGHTS",
+    "Baked",
+    "Check",
+    "Export",
+    "Form",
+    "export_denoiser",
+    "export_sampler",
+    "export_step",
+    "pack",
+    "unpack",
+]

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from sparse_ddpm.errors import ProgramError, expected
+from sparse_ddpm_export.form import Form
 
 MAX_BYTES = 2**31 - 2**24
 """What initializers may hold together: protobuf ends at 2 GiB, and nodes and names need room."""
@@ -20,12 +21,21 @@ SHARED_SIZE = 64
 
 
 class Graph:
-    """Collects nodes and initializers. ``reserved``: names of the graph's inputs and outputs."""
+    """Collects nodes and initializers. ``reserved``: names of the graph's inputs and outputs.
 
-    def __init__(self, reserved: Sequence[str]) -> None:
+    A graph inside a node (a Loop's body) is made with ``outer``: its names differ from those of the
+    graph around it, whose tensors its nodes may read.
+    """
+
+    def __init__(
+        self, reserved: Sequence[str], form: Form | None = None, outer: Graph | None = None
+    ) -> None:
         self.nodes: list[NodeProto] = []
         self.initializers: list[TensorProto] = []
-        self._used = Counter(reserved)
+        self.form: Form = outer.form if outer else form or Form()
+        self._root: Graph = outer._root if outer else self
+        self._used: Counter[str] = outer._used if outer else Counter()
+        self._used.update(reserved)
         self._shared: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._bytes = 0
 
@@ -38,21 +48,32 @@ class Graph:
         self._used[found] = 1
         return found
 
+    def count(self, nbytes: int, wish: str) -> None:
+        """Take ``nbytes`` more into the file; `ProgramError` when it gets too large."""
+        self._root._bytes += nbytes
+        if self._root._bytes > MAX_BYTES:
+            raise ProgramError(
+                expected("ONNX model", f"at most {MAX_BYTES} bytes of weights", f"more, at {wish}")
+            )
+
     def constant(self, array: NDArray[Any], wish: str) -> str:
         """The name of an initializer that holds ``array``."""
         key = (array.dtype.str, array.shape, array.tobytes())
         if array.size <= SHARED_SIZE and key in self._shared:
             return self._shared[key]
-        self._bytes += array.nbytes
-        if self._bytes > MAX_BYTES:
-            raise ProgramError(
-                expected("ONNX model", f"at most {MAX_BYTES} bytes of weights", f"more, at {wish}")
-            )
+        self.count(array.nbytes, wish)
         name = self.name(wish)
         self.initializers.append(numpy_helper.from_array(array, name))
         if array.size <= SHARED_SIZE:
             self._shared[key] = name
         return name
+
+    def trained(self, array: NDArray[np.float32], wish: str) -> str:
+        """The name of a float32 tensor that holds ``array``, in the file as the form has it."""
+        if self.form.dtype == "float32" or array.size <= SHARED_SIZE:
+            return self.constant(array, wish)
+        half = self.constant(array.astype(np.float16), f"{wish}/half")
+        return self.node("Cast", half, out=wish, to=TensorProto.FLOAT)
 
     def scalar(self, value: float, wish: str) -> str:
         return self.constant(np.array(value, dtype=np.float32), wish)
@@ -79,3 +100,13 @@ class Graph:
         """``x`` as ``shape``, where 0 keeps an axis (the batch's) and -1 is what remains."""
         wish = "shape_" + "_".join(str(n) if n >= 0 else "rest" for n in shape)
         return self.node("Reshape", x, self.integers(shape, wish), out=out)
+
+    def deliver(self, tensor: str, output: str) -> None:
+        """Make ``tensor`` the graph's ``output``, one of the reserved names."""
+        self.nodes.append(helper.make_node("Identity", [tensor], [output], output))
+
+    def proto(
+        self, name: str, inputs: Sequence[ValueInfoProto], outputs: Sequence[ValueInfoProto]
+    ) -> GraphProto:
+        """What was collected, as one graph."""
+        return helper.make_graph(self.nodes, name, inputs, outputs, self.initializers)

@@ -1,12 +1,13 @@
 """One function for each operation of a Program: it adds the nodes and returns the output's name.
 
-Activations are float32 ``[N, C, H, W]`` with N unknown; operators are those of opset 17.
+Activations are float32 ``[N, C, H, W]`` with N unknown; operators are those of opset 17, which
+later ones still have, but for `_channel_mean`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,23 +21,35 @@ from sparse_ddpm.program import (
     LinearAttention,
     NormAct,
     Operation,
+    Program,
     SpaceToDepth,
     Upsample2x,
 )
 from sparse_ddpm.program.operations import Vector
 from sparse_ddpm.program.program import Shape
 from sparse_ddpm_export.graph import Graph
-from sparse_ddpm_export.packing import weight_initializer
+from sparse_ddpm_export.weights import weight_initializer
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What the functions need: the graph, shapes of values, the tensor ``film`` [N, columns]."""
+    """What the functions need: the graph, the shapes of values, and ``film``.
+
+    ``film`` gives, for an operation that depends on time, the names of what `film_of` makes:
+    tensors that broadcast with ``[N, C, H, W]``.
+    """
 
     graph: Graph
     shapes: Mapping[str, Shape]
-    film: str
-    packed: bool
+    film: Callable[[Conv | NormAct], tuple[str, ...]]
+
+
+def emit_program(context: Context, program: Program, x: str) -> str:
+    """Add all operations, on the tensor ``x``; return the name of the network's output."""
+    tensors = {program.input: x}
+    for operation in program.operations:
+        tensors[operation.out] = emit(context, operation, tensors)
+    return tensors[program.output]
 
 
 def emit(context: Context, operation: Operation, tensors: Mapping[str, str]) -> str:
@@ -75,12 +88,14 @@ def _conv(context: Context, operation: Conv, x: str) -> str:
     graph, out, size = context.graph, operation.out, operation.size
     cin = context.shapes[operation.x][0]
     weight = operation.weight.to_dense().reshape(-1, cin, size, size)
-    inputs = [x, weight_initializer(graph, weight, f"{out}.weight", packed=context.packed)]
+    inputs = [x, weight_initializer(graph, weight, f"{out}.weight")]
+    window = {"kernel_shape": [size, size], "pads": [size // 2] * 4}
+    if operation.film is not None:
+        y = graph.node("Conv", *inputs, out=f"{out}/before_bias", **window)
+        return graph.node("Add", y, *context.film(operation), out=_inner(operation))
     if operation.bias is not None:
-        inputs.append(graph.constant(operation.bias, f"{out}.bias"))
-    return graph.node(
-        "Conv", *inputs, out=_inner(operation), kernel_shape=[size, size], pads=[size // 2] * 4
-    )
+        inputs.append(graph.trained(operation.bias, f"{out}.bias"))
+    return graph.node("Conv", *inputs, out=_inner(operation), **window)
 
 
 def _norm_act(context: Context, operation: NormAct, x: str) -> str:
@@ -98,10 +113,10 @@ def _norm_act(context: Context, operation: NormAct, x: str) -> str:
         epsilon=operation.eps,
     )
     y = graph.reshape(y, (0, *context.shapes[out]), f"{out}/normalized")
-    scale = graph.constant(_per_channel(operation.gamma), f"{out}.weight")
-    shift = graph.constant(_per_channel(operation.beta), f"{out}.bias")
-    if operation.film is not None:
-        scale, shift = _film(context, operation, scale, shift)
+    if operation.film is None:
+        scale, shift = _affine(graph, operation)
+    else:
+        scale, shift = context.film(operation)
     y = graph.node("Mul", y, scale, out=f"{out}/scaled")
     y = graph.node("Add", y, shift, out=f"{out}/shifted" if operation.silu else _inner(operation))
     if not operation.silu:
@@ -110,17 +125,35 @@ def _norm_act(context: Context, operation: NormAct, x: str) -> str:
     return graph.node("Mul", y, gate, out=_inner(operation))
 
 
-def _film(context: Context, operation: NormAct, gamma: str, beta: str) -> tuple[str, str]:
-    """Affine and FiLM as one scale and one shift ``[N, C, 1, 1]``: pixels are touched only once."""
-    graph, out, start = context.graph, operation.out, operation.film
+def _affine(graph: Graph, operation: NormAct) -> tuple[str, str]:
+    """Scale and shift of a group norm, ``[C, 1, 1]`` each."""
+    scale = graph.trained(_per_channel(operation.gamma), f"{operation.out}.weight")
+    return scale, graph.trained(_per_channel(operation.beta), f"{operation.out}.bias")
+
+
+def film_of(graph: Graph, rows: str, operation: Conv | NormAct) -> tuple[str, ...]:
+    """What time gives an operation, tensors ``[S, C, 1, 1]`` for S rows of the time table.
+
+    Of a group norm scale and shift, its own and FiLM's in one; of a convolution its bias.
+    ``rows``: the tensor ``[S, columns]``.
+    """
+    out, start = operation.out, operation.film
     assert start is not None
-    channels = context.shapes[out][0]
 
     def columns(first: int, name: str) -> str:
         ends = [graph.integers([n], f"column_{n}") for n in (first, first + channels, 1)]
-        part = graph.node("Slice", context.film, ends[0], ends[1], ends[2], out=f"{out}/{name}_row")
+        part = graph.node("Slice", rows, ends[0], ends[1], ends[2], out=f"{out}/{name}_row")
         return graph.reshape(part, (0, channels, 1, 1), f"{out}/{name}")
 
+    if isinstance(operation, Conv):
+        channels = operation.weight.shape[0]
+        shift = columns(start, "film_shift")
+        if operation.bias is None:
+            return (shift,)
+        bias = graph.trained(_per_channel(operation.bias), f"{out}.bias")
+        return (graph.node("Add", bias, shift, out=f"{out}/shift"),)
+    channels = len(operation.gamma)
+    gamma, beta = _affine(graph, operation)
     one = graph.scalar(1.0, "one")
     factor = graph.node("Add", columns(start, "film_scale"), one, out=f"{out}/film_factor")
     scale = graph.node("Mul", gamma, factor, out=f"{out}/scale")
@@ -131,15 +164,22 @@ def _film(context: Context, operation: NormAct, gamma: str, beta: str) -> tuple[
 
 def _channel_norm(context: Context, operation: ChannelNorm, x: str) -> str:
     graph, out = context.graph, operation.out
-    mean = graph.node("ReduceMean", x, out=f"{out}/mean", axes=[1], keepdims=1)
+    mean = _channel_mean(graph, x, f"{out}/mean")
     centred = graph.node("Sub", x, mean, out=f"{out}/centred")
     squares = graph.node("Mul", centred, centred, out=f"{out}/squares")
-    variance = graph.node("ReduceMean", squares, out=f"{out}/variance", axes=[1], keepdims=1)
+    variance = _channel_mean(graph, squares, f"{out}/variance")
     padded = graph.node("Add", variance, graph.scalar(operation.eps, "eps"), out=f"{out}/padded")
     deviation = graph.node("Sqrt", padded, out=f"{out}/deviation")
     y = graph.node("Div", centred, deviation, out=f"{out}/normalized")
-    gain = graph.constant(_per_channel(operation.gain), f"{out}.gain")
+    gain = graph.trained(_per_channel(operation.gain), f"{out}.gain")
     return graph.node("Mul", y, gain, out=_inner(operation))
+
+
+def _channel_mean(graph: Graph, x: str, out: str) -> str:
+    # Opset 18 turned the axes from an attribute into an input.
+    if graph.form.opset < 18:
+        return graph.node("ReduceMean", x, out=out, axes=[1], keepdims=1)
+    return graph.node("ReduceMean", x, graph.integers([1], "axis_1"), out=out, keepdims=1)
 
 
 def _attention(context: Context, operation: Attention, x: str) -> str:
@@ -175,7 +215,8 @@ def _heads(context: Context, operation: Attention | LinearAttention, x: str) -> 
     """q, k and v, each ``[N, heads, dim_head, H * W]``."""
     graph, out = context.graph, operation.out
     names = [f"{out}/{part}" for part in "qkv"]
-    parts = graph.nodes_out("Split", [x], [f"{name}_image" for name in names], axis=1)
+    sizes = graph.integers([operation.heads * operation.dim_head] * 3, f"{out}/sizes")
+    parts = graph.nodes_out("Split", [x, sizes], [f"{name}_image" for name in names], axis=1)
     shape = (0, operation.heads, operation.dim_head, -1)
     return [graph.reshape(part, shape, name) for part, name in zip(parts, names, strict=True)]
 

@@ -14,28 +14,22 @@ from sparse_ddpm.program import Program
 
 def denoiser(program: Program, batch: int) -> bytes:
     """The network as ONNX: ``model_output = network(x [batch, C, H, W], film [1, columns])``."""
-    import onnx
+    from functools import partial
+
     from onnx import TensorProto, helper
-    from sparse_ddpm_export.denoiser import IR_VERSION, OPSET
+    from sparse_ddpm_export.form import Form
     from sparse_ddpm_export.graph import Graph
-    from sparse_ddpm_export.operations import Context, emit
+    from sparse_ddpm_export.model import images, make_model
+    from sparse_ddpm_export.operations import Context, emit_program, film_of
 
-    graph = Graph(reserved=("x", "film", "model_output"))
-    context = Context(graph, program.shapes, "film", packed=False)
-    tensors = {program.input: "x"}
-    for operation in program.operations:
-        tensors[operation.out] = emit(context, operation, tensors)
-    graph.nodes.append(helper.make_node("Identity", [tensors[program.output]], ["model_output"]))
-
-    def value(name: str, *shape: int) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-
-    inputs = [value("x", batch, *program.input_shape), value("film", 1, program.time.columns)]
-    outputs = [value("model_output", batch, *program.shapes[program.output])]
-    proto = helper.make_graph(graph.nodes, "denoiser", inputs, outputs, graph.initializers)
-    opset = [helper.make_opsetid("", OPSET)]
-    model = helper.make_model(proto, opset_imports=opset, ir_version=IR_VERSION)
-    return bytes(model.SerializeToString())
+    graph = Graph(("x", "film", "model_output"), Form("dense"))
+    context = Context(graph, program.shapes, partial(film_of, graph, "film"))
+    graph.deliver(emit_program(context, program, "x"), "model_output")
+    columns = [1, program.time.columns]
+    film = helper.make_tensor_value_info("film", TensorProto.FLOAT, columns)
+    inputs = [images("x", program.input_shape, batch), film]
+    outputs = [images("model_output", program.shapes[program.output], batch)]
+    return bytes(make_model(graph, "denoiser", inputs, outputs, {}, "").SerializeToString())
 
 
 class OrtRunner:
