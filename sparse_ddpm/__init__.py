@@ -12,35 +12,44 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sparse_ddpm.api import Sampler
+    from sparse_ddpm.api import Sampler, Step
+    from sparse_ddpm.api.unet2d import UNet2D
     from sparse_ddpm.engine import Engine, make_engine
-    from sparse_ddpm.errors import SparseDDPMError
+    from sparse_ddpm.errors import CancelledError, SparseDDPMError
     from sparse_ddpm.program import Program
-    from sparse_ddpm.ticket import Ticket, load_ticket, save_ticket
+    from sparse_ddpm.ticket import Ticket, load_ticket, save_ticket, ticket_names
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "CancelledError": "errors",
     "Engine": "engine",
     "Program": "program",
     "Sampler": "api",
     "SparseDDPMError": "errors",
+    "Step": "api",
     "Ticket": "ticket",
+    "UNet2D": "api.unet2d",
     "load_ticket": "ticket",
     "make_engine": "engine",
     "save_ticket": "ticket",
+    "ticket_names": "ticket",
 }
 
 __all__ = [
+    "CancelledError",
     "Engine",
     "Program",
     "Sampler",
     "SparseDDPMError",
+    "Step",
     "Ticket",
+    "UNet2D",
     "__version__",
     "load_ticket",
     "make_engine",
     "save_ticket",
+    "ticket_names",
 ]
 
 

@@ -31,6 +31,10 @@ class EngineError(SparseDDPMError, RuntimeError):
     """An engine cannot be built or cannot run what it was asked to."""
 
 
+class CancelledError(SparseDDPMError):
+    """The caller's callback ended a sampling before its last step."""
+
+
 class MissingDependencyError(SparseDDPMError, ImportError):
     """An optional dependency is needed and not installed."""
 

@@ -253,10 +253,10 @@ def model_name(ticket: Ticket) -> str:
 @contextlib.contextmanager
 def ticket_file(args: argparse.Namespace, ticket: Ticket) -> Iterator[Path]:
     """The file of ``ticket``, a temporary one where it is synthetic."""
-    from sparse_ddpm.ticket import save_ticket, shipped_ticket_path
+    from sparse_ddpm.ticket import find_ticket, save_ticket
 
     if args.synthetic is None:
-        yield shipped_ticket_path() if args.ticket is None else Path(args.ticket)
+        yield find_ticket(args.ticket)
         return
     with tempfile.TemporaryDirectory(prefix="sparse-ddpm-bench-") as folder:
         path = Path(folder) / "ticket.safetensors"

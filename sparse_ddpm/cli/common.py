@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_ddpm.errors import ConfigError, expected
@@ -41,7 +40,7 @@ def add_ticket(parser: argparse.ArgumentParser, *, synthetic: bool = True) -> No
         "ticket",
         nargs="?",
         metavar="TICKET",
-        help="a .pt or .safetensors ticket (default: shipped)",
+        help="a .pt or .safetensors ticket, or the name of one that ships (default: mnist)",
     )
     if synthetic:
         parser.add_argument(
@@ -82,15 +81,14 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 def open_ticket(args: argparse.Namespace) -> tuple[Ticket, str]:
     """The ticket that the arguments name, and a name for it to print."""
-    from sparse_ddpm.ticket import load_ticket, shipped_ticket_path
+    from sparse_ddpm.ticket import find_ticket, load_ticket
 
     text = getattr(args, "synthetic", None)
     if text is not None:
         if args.ticket is not None:
             raise ConfigError(expected("--synthetic", "no TICKET beside it", args.ticket))
         return synthetic(text), text
-    path = shipped_ticket_path() if args.ticket is None else Path(args.ticket)
-    return load_ticket(path), str(args.ticket or "shipped ticket")
+    return load_ticket(find_ticket(args.ticket)), str(args.ticket or "shipped ticket")
 
 
 def synthetic(text: str) -> Ticket:

@@ -189,7 +189,7 @@ def _drawn(ticket: Any, args: argparse.Namespace) -> tuple[NDArray[np.uint8], di
             progress=True,
         )
         seconds = time.perf_counter() - start
-        engine = sampler.engine(min(args.samples, args.batch or sampler.batch_size)).description
+        engine = sampler.description
     return images, {
         "sampler": args.sampler,
         "steps": args.steps,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_ddpm.cli import common
@@ -60,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     from sparse_ddpm.accounting import account
     from sparse_ddpm.engine import default_dtype
     from sparse_ddpm.lower import lower
-    from sparse_ddpm.ticket import shipped_ticket_path
+    from sparse_ddpm.ticket import find_ticket
 
     ticket, name = common.open_ticket(args)
     dtype = args.dtype or default_dtype(args.device)
@@ -70,8 +69,7 @@ def run(args: argparse.Namespace) -> int:
     totals["arena_bytes"] = plan.arena_bytes
     totals["file_bytes"] = None
     if args.synthetic is None:
-        path = Path(args.ticket) if args.ticket else shipped_ticket_path()
-        totals["file_bytes"] = path.stat().st_size
+        totals["file_bytes"] = find_ticket(args.ticket).stat().st_size
     if args.json:
         common.print_json(
             {

@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
             progress=True,
         )
         seconds = time.perf_counter() - start
-        engine = sampler.engine(min(args.n, args.batch or sampler.batch_size)).description
+        engine = sampler.description
     if suffix == ".npy":
         write_atomically(args.output, lambda file: np.save(file, images))
     else:

@@ -1,6 +1,6 @@
 """From a network's output to images: noise schedules, sampler tables, noise and the loop."""
 
-from sparse_ddpm.sampling.loop import sample_loop, to_uint8
+from sparse_ddpm.sampling.loop import sample_loop, sample_steps, to_uint8
 from sparse_ddpm.sampling.noise import normal
 from sparse_ddpm.sampling.schedule import alphas_cumprod, betas
 from sparse_ddpm.sampling.spacing import SPACINGS
@@ -15,5 +15,6 @@ __all__ = [
     "make_table",
     "normal",
     "sample_loop",
+    "sample_steps",
     "to_uint8",
 ]

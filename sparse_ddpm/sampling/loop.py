@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,22 +20,46 @@ def sample_loop(
     denoise: Denoise,
     table: Table,
     *,
-    seed: int,
+    seed: int | ArrayLike,
     image_indices: ArrayLike,
     shape: Sequence[int],
     callback: Callback | None = None,
 ) -> Images:
     """Make images ``image_indices`` ``[N]`` of ``seed``: float32 ``[N, *shape]``.
 
-    They lie in [-1, 1] where the table clips. ``denoise(x, step)`` is given the state, float32
-    ``[N, *shape]``, and the row of the table, and returns the network's output, of the same shape;
-    it may return the same buffer every time. ``callback(step, x)`` sees the state after each step.
-    Image i of a seed does not depend on which others are made with it. Raises `ConfigError` for
-    settings and `EngineError` for an output of another shape or one that is not finite.
+    They lie in [-1, 1] where the table clips. ``callback(step, x)`` sees the state after each step.
+    Arguments and errors: see `sample_steps`.
+    """
+    x = np.empty((0, *shape), np.float32)
+    for step, x, _ in sample_steps(
+        denoise, table, seed=seed, image_indices=image_indices, shape=shape
+    ):
+        if callback is not None:
+            callback(step, x)
+    # The last row of a table is x0 itself, so x is clipped already.
+    return x
+
+
+def sample_steps(
+    denoise: Denoise,
+    table: Table,
+    *,
+    seed: int | ArrayLike,
+    image_indices: ArrayLike,
+    shape: Sequence[int],
+) -> Iterator[tuple[int, Images, Images]]:
+    """As `sample_loop`, step by step: its number, the state x after it, and the estimate of x0.
+
+    ``seed``: one for all images, or one each ``[N]``. ``denoise(x, step)`` is given the state,
+    float32 ``[N, *shape]``, and the row of the table, and returns the network's output, of the same
+    shape; it may return the same buffer every time. x and x0 are new arrays in each step, to be
+    read, not written. Image i of a seed does not depend on which others are made with it. No images
+    make no steps. Raises `ConfigError` for settings and `EngineError` for an output of another
+    shape or one that is not finite.
     """
     x = normal(seed, image_indices, 0, shape)
     if not len(x):
-        return x
+        return
     columns = (table.p, table.q, table.r, table.s, table.w, table.u, table.v)
     x0 = x  # of no row yet: v is 0 in the first
     for step, (p, q, r, s, w, u, v) in enumerate(
@@ -63,10 +87,7 @@ def sample_loop(
         if v != 0:
             following += v * previous
         x = following
-        if callback is not None:
-            callback(step, x)
-    # The last row of a table is x0 itself, so x is clipped already.
-    return x
+        yield step, x, x0
 
 
 def to_uint8(x: NDArray[np.floating]) -> NDArray[np.uint8]:

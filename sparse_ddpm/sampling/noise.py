@@ -31,7 +31,7 @@ _WORD = 2**32
 _MASK = np.uint64(_WORD - 1)
 _HALF = np.uint64(32)
 _MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
-_WEYL = 0x9E3779B9, 0xBB67AE85
+_WEYL = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 _ROUNDS = 10
 
 # Blocks made at a time: their temporaries stay in the second-level cache.
@@ -39,48 +39,49 @@ _CHUNK = 8192
 
 
 def philox4x32(
-    counter: tuple[_Words, _Words, _Words, _Words], key: tuple[int, int]
+    counter: tuple[_Words, _Words, _Words, _Words], key: tuple[_Words | int, _Words | int]
 ) -> tuple[_Words, _Words, _Words, _Words]:
-    """Philox4x32-10 of every counter under one key.
+    """Philox4x32-10 of every counter under its key.
 
-    The words of ``counter`` are uint64 arrays of values below 2**32 that broadcast together; the
-    four words returned have the broadcast shape and the same range.
+    The words of ``counter`` and of ``key`` are uint64 arrays of values below 2**32 that broadcast
+    together, of ``key`` also integers; the four words returned have the broadcast shape and the
+    same range.
     """
     c0, c1, c2, c3 = counter
-    k0, k1 = key
+    k0, k1 = (np.asarray(word, np.uint64) for word in key)
     for _ in range(_ROUNDS):
         product0, product1 = _MULTIPLIERS[0] * c0, _MULTIPLIERS[1] * c2
-        c0 = (product1 >> _HALF) ^ c1 ^ np.uint64(k0)
-        c2 = (product0 >> _HALF) ^ c3 ^ np.uint64(k1)
+        c0 = (product1 >> _HALF) ^ c1 ^ k0
+        c2 = (product0 >> _HALF) ^ c3 ^ k1
         c1, c3 = product1 & _MASK, product0 & _MASK
-        k0, k1 = (k0 + _WEYL[0]) % _WORD, (k1 + _WEYL[1]) % _WORD
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
     return c0, c1, c2, c3
 
 
 def normal(
-    seed: int, image_indices: ArrayLike, step: int, shape: Sequence[int]
+    seed: int | ArrayLike, image_indices: ArrayLike, step: int, shape: Sequence[int]
 ) -> NDArray[np.float32]:
     """Standard normal noise of some images at one step: float32 ``[N, *shape]``.
 
-    ``seed`` and each of ``image_indices`` ``[N]`` are integers in [0, 2**64), ``step`` in
-    [0, 2**32). The noise of an image does not depend on which others are asked for with it. Raises
-    `ConfigError` for anything else.
+    ``seed``, one for all images or one each ``[N]``, and each of ``image_indices`` ``[N]`` are
+    integers in [0, 2**64), ``step`` in [0, 2**32). The noise of an image does not depend on which
+    others are asked for with it. Raises `ConfigError` for anything else.
     """
-    if type(seed) is not int or not 0 <= seed < 2**64:
-        raise ConfigError(expected("seed", "an integer from 0 to 2**64 - 1", repr(seed)))
     if type(step) is not int or not 0 <= step < _WORD:
         raise ConfigError(expected("step", "an integer from 0 to 2**32 - 1", repr(step)))
-    images = _image_words(image_indices)
+    images = _words("image_indices", image_indices)
+    seeds = _seed_words(seed, len(images))
     size = math.prod(shape)
     blocks = -(-size // 4)
     if min(shape, default=1) < 0 or blocks > _WORD:
         raise ConfigError(expected("shape", "at most 2**34 elements", tuple(shape)))
 
-    key = seed % _WORD, seed // _WORD
     noise = np.empty((len(images), blocks, 4), dtype=np.float32)
     rows = max(1, _CHUNK // max(blocks, 1))
     for row in range(0, len(images), rows):
         image = images[row : row + rows, None]
+        own = seeds[row : row + rows, None] if len(seeds) > 1 else seeds[:, None]
+        key = own & _MASK, own >> _HALF
         for start in range(0, blocks, _CHUNK):
             block = np.arange(start, min(start + _CHUNK, blocks), dtype=np.uint64)[None, :]
             counter = block, np.full((1, 1), step, np.uint64), image & _MASK, image >> _HALF
@@ -91,14 +92,26 @@ def normal(
     return noise.reshape(len(images), 4 * blocks)[:, :size].reshape(len(images), *shape)
 
 
-def _image_words(image_indices: ArrayLike) -> _Words:
-    images = np.asarray(image_indices)
-    if images.size == 0 and images.ndim == 1:
+def _seed_words(seed: int | ArrayLike, images: int) -> _Words:
+    """One seed, ``[1]``, or one for each image."""
+    if isinstance(seed, int):
+        if type(seed) is not int or not 0 <= seed < 2**64:
+            raise ConfigError(expected("seed", "an integer from 0 to 2**64 - 1", repr(seed)))
+        return np.array([seed], np.uint64)
+    seeds = _words("seed", seed)
+    if len(seeds) != images:
+        raise ConfigError(expected("seed", f"one, or one for each of {images} images", len(seeds)))
+    return seeds
+
+
+def _words(what: str, values: ArrayLike) -> _Words:
+    words = np.asarray(values)
+    if words.size == 0 and words.ndim == 1:
         return np.empty(0, dtype=np.uint64)
-    if images.ndim != 1 or images.dtype.kind not in "iu" or images.min() < 0:
-        got = f"{images.dtype} {images.shape}" if images.ndim != 1 else images.tolist()
-        raise ConfigError(expected("image_indices", "integers >= 0 in one dimension", got))
-    return images.astype(np.uint64)
+    if words.ndim != 1 or words.dtype.kind not in "iu" or words.min() < 0:
+        got = f"{words.dtype} {words.shape}" if words.ndim != 1 else words.tolist()
+        raise ConfigError(expected(what, "integers >= 0 in one dimension", got))
+    return words.astype(np.uint64)
 
 
 def _box_muller(first: _Words, second: _Words) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -7,7 +7,8 @@ from sparse_ddpm.ticket.config import (
     Provenance,
     UNetConfig,
 )
-from sparse_ddpm.ticket.file import load_ticket, save_ticket, shipped_ticket_path
+from sparse_ddpm.ticket.file import load_ticket, save_ticket
+from sparse_ddpm.ticket.names import find_ticket, shipped_ticket_path, ticket_names
 from sparse_ddpm.ticket.parameters import Parameter, unet_parameters
 from sparse_ddpm.ticket.synthetic import synthetic_ticket
 from sparse_ddpm.ticket.ticket import Ticket
@@ -20,9 +21,11 @@ __all__ = [
     "Provenance",
     "Ticket",
     "UNetConfig",
+    "find_ticket",
     "load_ticket",
     "save_ticket",
     "shipped_ticket_path",
     "synthetic_ticket",
+    "ticket_names",
     "unet_parameters",
 ]

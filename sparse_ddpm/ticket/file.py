@@ -21,11 +21,6 @@ from sparse_ddpm.ticket.torch_file import SIGNATURE, read_torch_file, write_torc
 _WRITERS = {".pt": write_torch_file, ".safetensors": write_safetensors_file}
 
 
-def shipped_ticket_path() -> Path:
-    """The ticket that lies inside the package."""
-    return Path(__file__).parent.parent / "assets" / "mnist.pt"
-
-
 def load_ticket(path: str | os.PathLike[str]) -> Ticket:
     """Read a ticket, ``.pt`` or ``.safetensors`` by its content whatever its name, without torch.
 
