@@ -35,6 +35,8 @@ size_t rounded_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit 
 // small pages would cost the kernels, which read here and there, a miss for nearly every one.
 class Memory {
  public:
+  explicit Memory(bool borrow) : borrow_(borrow) {}
+
   float *take(int64_t count) {
     const size_t wanted = rounded_up(static_cast<size_t>(count) * sizeof(float), kLine);
     taken_ += static_cast<int64_t>(wanted);
@@ -71,13 +73,19 @@ class Memory {
     return copy(from.data(), static_cast<int64_t>(from.size()));
   }
 
-  sdk_weight copy(sdk_weight w) {
+  // An array of the caller's: a copy, or with SDK_BORROW itself.
+  template <class T>
+  const T *keep(const T *from, int64_t count) {
+    return borrow_ ? from : copy(from, count);
+  }
+
+  sdk_weight keep(sdk_weight w) {
     const int64_t slots = w.panels * w.group, entries = w.panel_ptr[w.panels];
-    w.panel_ptr = copy(w.panel_ptr, w.panels + 1);
-    w.offset = copy(w.offset, entries);
-    w.value = copy(w.value, entries * w.group);
-    w.slot = copy(w.slot, slots);
-    w.bias = copy(w.bias, slots);
+    w.panel_ptr = keep(w.panel_ptr, w.panels + 1);
+    w.offset = keep(w.offset, entries);
+    w.value = keep(w.value, entries * w.group);
+    w.slot = keep(w.slot, slots);
+    w.bias = keep(w.bias, slots);
     return w;
   }
 
@@ -96,6 +104,7 @@ class Memory {
     return blocks_.back().get();
   }
 
+  const bool borrow_;
   std::vector<std::unique_ptr<float, Free>> blocks_;
   float *next_ = nullptr;
   size_t left_ = 0;
@@ -245,7 +254,8 @@ struct sdk_engine {
   std::unique_ptr<Pool> pool;  // last: its threads end first
 };
 
-sdk_engine::sdk_engine(const sdk_program &program) : flags(program.flags) {
+sdk_engine::sdk_engine(const sdk_program &program)
+    : flags(program.flags), memory((program.flags & SDK_BORROW) != 0) {
   isa = program.isa;
   if (isa < 0)
     for (int i = 0; i < SDK_ISAS; ++i)
@@ -280,21 +290,21 @@ sdk_engine::sdk_engine(const sdk_program &program) : flags(program.flags) {
       std::unique_ptr<sdk_linear_block> &block = blocks[op.is.block];
       if (block == nullptr) {
         block = std::make_unique<sdk_linear_block>(*op.is.block);
-        block->head = memory.copy(block->head, block->heads);
+        block->head = memory.keep(block->head, block->heads);
         for (sdk_weight *w : {&block->q, &block->k, &block->v, &block->out})
-          *w = memory.copy(*w);
+          *w = memory.keep(*w);
       }
       op.is.block = block.get();
-      op.is.a = memory.copy(op.is.a, op.is.out.channels);
+      op.is.a = memory.keep(op.is.a, op.is.out.channels);
     } else {
-      op.is.a = memory.copy(op.is.a, op.is.x.channels);
-      op.is.b = memory.copy(op.is.b, op.is.x.channels);
+      op.is.a = memory.keep(op.is.a, op.is.x.channels);
+      op.is.b = memory.keep(op.is.b, op.is.x.channels);
     }
     if (i > 0 && leaves_moments(operations[i - 1], tilings[i - 1], op)) {
       Operation &conv = operations[i - 1];
       const int64_t channels = conv.is.out.channels;
       op.moment_spans = tilings[i - 1].spans();
-      if (conv.is.film < 0) op.moment_bias = memory.copy(program.op[i - 1].a, channels);
+      if (conv.is.film < 0) op.moment_bias = memory.keep(program.op[i - 1].a, channels);
       moment_floats = std::max(moment_floats, channels * op.moment_spans * 2 * kernels->vector);
     }
     main_units[i] = kernels->units(op);
@@ -344,11 +354,12 @@ void sdk_engine::prepare_conv(Operation &op, Tiling &tiling, const sdk_program &
     is.offset = memory.copy(pairs.offset);
     is.value = reinterpret_cast<const float *>(memory.copy(pairs.value));
   } else {
-    is.panel_ptr = memory.copy(is.panel_ptr, is.panels + 1);
-    is.offset = memory.copy(is.offset, entries);
-    is.value = memory.copy(is.value, entries * is.group);
+    is.panel_ptr = memory.keep(is.panel_ptr, is.panels + 1);
+    // Those of copies were laid out here.
+    is.offset = is.copies > 0 ? memory.copy(is.offset, entries) : memory.keep(is.offset, entries);
+    is.value = memory.keep(is.value, entries * is.group);
   }
-  is.slot = memory.copy(is.slot, slots);
+  is.slot = memory.keep(is.slot, slots);
   std::vector<float> bias(static_cast<size_t>(slots));
   for (int64_t s = 0; s < slots; ++s)
     if (is.film < 0 && is.a != nullptr && is.slot[s] >= 0)

@@ -55,6 +55,7 @@ enum sdk_isa { SDK_BASELINE = 0, SDK_AVX2 = 1, SDK_AVX512 = 2, SDK_NEON = 3, SDK
 #define SDK_PROFILE 2 /* keep the time of every operation, see sdk_seconds */
 #define SDK_HALF 4    /* store activations as IEEE halves: two bytes for every float of the arena */
 #define SDK_BF16 8    /* with SDK_HALF: products of panels of 8 and 16 in bfloat16, see sdk_dot */
+#define SDK_BORROW 16 /* read weights where they lie, for as long as the handle lives, see sdk_create */
 
 /* A tensor in the arena; all strides and offsets in floats. channels = 0: absent. */
 typedef struct {
@@ -173,8 +174,8 @@ SDK_API uint32_t sdk_isas(void);
 /* Whether this machine multiplies bfloat16 in pairs: SDK_BF16 needs it, and SDK_AVX512. */
 SDK_API int32_t sdk_dot(void);
 
-/* A handle, or null with a message in error[size]. Copies every array it is given. Starts
- * threads - 1 threads, which sleep between runs. */
+/* A handle, or null with a message in error[size]. Copies every array it is given; with SDK_BORROW
+ * those that it need not change must stay. Starts threads - 1 threads, which sleep between runs. */
 SDK_API sdk_engine *sdk_create(const sdk_program *program, char *error, int64_t size);
 
 /* One step: x and out are contiguous float32 [images, C, H, W], row the step's row of the time table
