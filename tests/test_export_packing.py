@@ -12,9 +12,9 @@ pytest.importorskip("onnx", reason=REASON)
 ort = pytest.importorskip("onnxruntime", reason=REASON)
 
 from onnx import TensorProto, helper
-from sparse_ddpm_export import pack, unpack
+from sparse_ddpm_export import Form, pack, unpack
 from sparse_ddpm_export.graph import Graph
-from sparse_ddpm_export.packing import weight_initializer
+from sparse_ddpm_export.weights import weight_initializer
 
 Weight = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -38,7 +38,7 @@ def rows_without_weight() -> Weight:
 
 CASES = {
     "rows without weight": rows_without_weight(),
-    "nothing": np.zeros((20, 3, 3), np.float32),
+    "nothing": np.zeros((40, 3, 3), np.float32),
     "only the last": weight_at(2000, 1999),
     "only the first": weight_at(2000, 0),
     "gap 254": weight_at(300, 3, 257),
@@ -83,9 +83,9 @@ def test_packing_is_lossless_and_no_larger_than_it_must_be(
     assert len(gaps) <= np.count_nonzero(weight) + 2 + size // 255
 
 
-def decoded_by_onnxruntime(weight: Weight, *, packed: bool = True) -> tuple[Weight, Graph]:
-    graph = Graph(reserved=("out",))
-    name = weight_initializer(graph, weight, "w", packed=packed)
+def decoded_by_onnxruntime(weight: Weight, form: Form | None = None) -> tuple[Weight, Graph]:
+    graph = Graph(("out",), form)
+    name = weight_initializer(graph, weight, "w")
     graph.nodes.append(helper.make_node("Identity", [name], ["out"]))
     out = helper.make_tensor_value_info("out", TensorProto.FLOAT, weight.shape)
     model = helper.make_model(
@@ -119,8 +119,8 @@ def test_the_graph_decodes_exactly(case: str) -> None:
     ids=["one element", "63 elements", "full", "asked for dense", "empty"],
 )
 def test_dense_where_packing_does_not_pay(weight: Weight, packed: bool) -> None:
-    graph = Graph(reserved=())
-    assert weight_initializer(graph, weight, "w", packed=packed) == "w"
+    graph = Graph((), Form("packed" if packed else "dense"))
+    assert weight_initializer(graph, weight, "w") == "w"
     assert not graph.nodes
     assert [tuple(tensor.dims) for tensor in graph.initializers] == [weight.shape]
     assert graph.initializers[0].raw_data == weight.tobytes()

@@ -40,7 +40,13 @@ class Graph:
         self._bytes = 0
 
     def name(self, wish: str) -> str:
-        """``wish``, or the first of ``wish_2``, ``wish_3``... that is free."""
+        """``wish``, or the first of ``wish_2``, ``wish_3``... that is free.
+
+        Tensors inside an operation ("value/part") get a number instead: written out, their names
+        would take a tenth of a very sparse file.
+        """
+        if "/" in wish:
+            wish = "_"
         found = wish
         while self._used[found]:
             self._used[wish] += 1
@@ -70,9 +76,10 @@ class Graph:
 
     def trained(self, array: NDArray[np.float32], wish: str) -> str:
         """The name of a float32 tensor that holds ``array``, in the file as the form has it."""
-        if self.form.dtype == "float32" or array.size <= SHARED_SIZE:
-            return self.constant(array, wish)
-        half = self.constant(array.astype(np.float16), f"{wish}/half")
+        stored = array if array.size <= SHARED_SIZE else self.form.stored(array)
+        if stored.dtype == np.float32:
+            return self.constant(stored, wish)
+        half = self.constant(stored, f"{wish}/half")
         return self.node("Cast", half, out=wish, to=TensorProto.FLOAT)
 
     def scalar(self, value: float, wish: str) -> str:
@@ -86,9 +93,8 @@ class Graph:
     ) -> list[str]:
         """Add a node with several outputs; return their names."""
         names = [self.name(out) for out in outs]
-        # Runtimes print node names in profiles and errors. Steps inside an operation ("value/step")
-        # do without: that saves a fifth of what the graph takes beside its weights.
-        name = None if "/" in names[0] else names[0]
+        # Runtimes print node names in profiles and errors; steps inside an operation do without.
+        name = None if "/" in outs[0] else names[0]
         self.nodes.append(helper.make_node(operator, inputs, names, name=name, **attributes))
         return names
 

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sparse_ddpm_export.graph import SHARED_SIZE, Graph
 from sparse_ddpm_export.packing import pack
 
-NODE_BYTES = 560
+NODE_BYTES = 400
 """Roughly what the nodes, names and shapes of one packed weight take in the file."""
 
 SPARSE_NODE_BYTES = 160
@@ -26,7 +26,7 @@ def weight_initializer(graph: Graph, weight: NDArray[np.float32], name: str) -> 
     form = graph.form
     if form.weights == "dense" or weight.size <= SHARED_SIZE:
         return graph.trained(weight, name)
-    stored: NDArray[Any] = weight.astype(np.float16) if form.dtype == "float16" else weight
+    stored = form.stored(weight)
     if form.weights == "sparse":
         places = np.flatnonzero(stored)
         if len(places) * (8 + stored.itemsize) + SPARSE_NODE_BYTES < stored.nbytes:
