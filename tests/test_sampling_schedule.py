@@ -76,7 +76,11 @@ def test_sigmoid_alpha_bar_is_the_closed_form(timesteps):
 @pytest.mark.parametrize(
     ("schedule", "timesteps", "message"),
     [
-        ("quadratic", 10, "schedule: expected one of linear, cosine, sigmoid, got 'quadratic'."),
+        (
+            "quadratic",
+            10,
+            "schedule: expected one of linear, cosine, sigmoid, scaled_linear, got 'quadratic'.",
+        ),
         ("linear", 0, "timesteps: expected an integer from 1 to"),
         ("linear", 10.0, "timesteps: expected an integer from 1 to"),
         ("linear", True, "timesteps: expected an integer from 1 to"),

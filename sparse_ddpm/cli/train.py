@@ -39,7 +39,8 @@ def add_parser(subparsers: Any) -> None:
         help="of the 3x3 convolutions in the blocks, over surviving weights or over all, pruned "
         "zeros included (default: surviving)",
     )
-    add("--schedule", choices=("linear", "cosine", "sigmoid"), help="default: sigmoid")
+    schedules = ("linear", "cosine", "sigmoid", "scaled_linear")
+    add("--schedule", choices=schedules, help="default: sigmoid")
     add("--objective", choices=("eps", "x0", "v"), help="default: eps")
     add("--timesteps", type=int, metavar="T", help="default: 1000")
     lottery = parser.add_argument_group("lottery")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_ddpm.formats import BSR, CSR, Dense, Matrix
+from sparse_ddpm.errors import ProgramError, expected
+from sparse_ddpm.formats import Dense
+from sparse_ddpm.lower.builder import Builder
 from sparse_ddpm.program import (
     Add,
     Attention,
@@ -14,14 +16,12 @@ from sparse_ddpm.program import (
     Conv,
     LinearAttention,
     NormAct,
-    Operation,
     Program,
     SpaceToDepth,
     TimeEmbedding,
     Upsample2x,
 )
-from sparse_ddpm.program.operations import Vector
-from sparse_ddpm.ticket import Pattern, Ticket
+from sparse_ddpm.ticket import Ticket, UNetConfig
 
 STANDARDIZATION_EPS = 1e-5
 
@@ -74,18 +74,20 @@ def rank_one(
 
 
 def lower_unet(ticket: Ticket) -> Program:
-    """The Program of a U-Net ticket, value for value what the torch model computes."""
-    return _Lowering(ticket).program()
+    """The Program of a U-Net ticket, value for value what the torch model computes.
+
+    Raises `ProgramError` for another architecture's.
+    """
+    config = ticket.architecture
+    if not isinstance(config, UNetConfig):
+        raise ProgramError(expected("architecture", "UNetConfig", type(config).__name__))
+    return _Lowering(ticket, config).program()
 
 
-class _Lowering:
-    def __init__(self, ticket: Ticket) -> None:
-        self.ticket = ticket
-        self.config = ticket.architecture
-        self.pattern = Pattern.parse(ticket.provenance.pattern)
-        self.operations: list[Operation] = []
-        self.films: list[str] = []
-        self.film_columns = 0
+class _Lowering(Builder):
+    def __init__(self, ticket: Ticket, config: UNetConfig) -> None:
+        super().__init__(ticket)
+        self.config = config
 
     def program(self) -> Program:
         config = self.config
@@ -125,26 +127,8 @@ class _Lowering:
             time=self.time(),
         )
 
-    def emit(self, operation: Operation) -> str:
-        self.operations.append(operation)
-        return operation.out
-
-    def parameter(self, name: str) -> Vector:
-        return self.ticket.weights[name]
-
-    def matrix(self, weight: NDArray[np.float32], mask: NDArray[np.bool_] | None) -> Matrix:
-        """A weight as ``[rows, columns]``, sparse where the ticket has a mask."""
-        rows = weight.reshape(len(weight), -1)
-        if mask is None:
-            return Dense.from_dense(rows)
-        keep = mask.reshape(rows.shape)
-        if self.pattern.rows == self.pattern.columns == 1 or weight.ndim == 2:
-            return CSR.from_dense(rows, keep)
-        taps = weight.shape[2] * weight.shape[3]
-        return BSR.from_dense(rows, (self.pattern.rows, self.pattern.columns), taps, keep)
-
     def conv(self, name: str, x: str, *, standardized: str = "none") -> str:
-        weight, mask = self.parameter(f"{name}.weight"), self.ticket.masks.get(f"{name}.weight")
+        weight, mask = self.parameter(f"{name}.weight"), self.mask(f"{name}.weight")
         if standardized == "full" and mask is not None:
             x = self.with_box(name, x)
             weight, mask = rank_one(weight, mask)
@@ -164,9 +148,7 @@ class _Lowering:
 
     def resnet_block(self, name: str, x: str) -> str:
         standardized = self.config.weight_standardization
-        self.films.append(f"{name}.film")
-        film = self.film_columns
-        self.film_columns += len(self.parameter(f"{name}.film.bias"))
+        film = self.film(f"{name}.film")
         h = self.conv(f"{name}.conv1", x, standardized=standardized)
         h = self.norm_act(f"{name}.norm1", h, film)
         h = self.conv(f"{name}.conv2", h, standardized=standardized)
@@ -191,25 +173,13 @@ class _Lowering:
         return self.emit(Add(name, h, x))
 
     def time(self) -> TimeEmbedding:
-        # The FiLM maps of all blocks, one under the other: kept sparse, only a schedule runs them.
-        film = np.concatenate([self.parameter(f"{name}.weight") for name in self.films])
-        masks = [self.ticket.masks.get(f"{name}.weight") for name in self.films]
-        if any(mask is not None for mask in masks):
-            keep = np.concatenate(
-                [
-                    np.ones(self.parameter(f"{name}.weight").shape, bool) if mask is None else mask
-                    for name, mask in zip(self.films, masks, strict=True)
-                ]
-            )
-            matrix: Matrix = CSR.from_dense(film, keep)
-        else:
-            matrix = Dense.from_dense(film)
+        film, film_bias = self.film_maps()
         return TimeEmbedding(
             dim=self.config.dim,
             weight1=self.parameter("time.linear1.weight"),
             bias1=self.parameter("time.linear1.bias"),
             weight2=self.parameter("time.linear2.weight"),
             bias2=self.parameter("time.linear2.bias"),
-            film=matrix,
-            film_bias=np.concatenate([self.parameter(f"{name}.bias") for name in self.films]),
+            film=film,
+            film_bias=film_bias,
         )

@@ -11,16 +11,28 @@ from numpy.typing import NDArray
 from sparse_ddpm.errors import ProgramError, expected
 from sparse_ddpm.formats import Matrix
 
+ACTS = ("gelu", "silu")
+
 _erf = np.frompyfunc(math.erf, 1, 1)
+
+
+def _gelu(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return 0.5 * x * (1.0 + np.asarray(_erf(x / math.sqrt(2.0)), np.float64))
+
+
+def _silu(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    with np.errstate(over="ignore"):  # exp of a large number is inf, and x / inf is right
+        return np.asarray(x / (1.0 + np.exp(-x)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TimeEmbedding:
-    """Sinusoids, a two-layer MLP with GELU, then SiLU and one linear map to all FiLM parameters.
+    """Sinusoids, a two-layer MLP, then SiLU and one linear map to all FiLM parameters.
 
     ``weight1``: ``[time_dim, dim]``, ``weight2``: ``[time_dim, time_dim]``, their biases;
     ``film``: ``[columns, time_dim]``, ``film_bias``: ``[columns]``. The sinusoids are
-    ``sin(t f_i), cos(t f_i)`` with ``f_i = 10000 ** (-i / (dim / 2 - 1))`` (Ho 2020).
+    ``sin(t f_i), cos(t f_i)`` with ``f_i = 10000 ** (-i / (dim / 2 - shift))`` (Ho 2020), the
+    cosines before the sines with ``cos_first``. ``act``, between the two layers: one of ACTS.
     """
 
     dim: int
@@ -30,6 +42,9 @@ class TimeEmbedding:
     bias2: NDArray[np.float32]
     film: Matrix
     film_bias: NDArray[np.float32]
+    shift: int = 1
+    cos_first: bool = False
+    act: str = "gelu"
 
     def __post_init__(self) -> None:
         time_dim = len(self.bias1)
@@ -41,20 +56,27 @@ class TimeEmbedding:
         ):
             if tuple(got) != wanted:
                 raise ProgramError(expected(f"TimeEmbedding.{name}", wanted, tuple(got)))
+        if self.act not in ACTS:
+            raise ProgramError(expected("TimeEmbedding.act", " or ".join(ACTS), repr(self.act)))
 
     @property
     def columns(self) -> int:
         return len(self.film_bias)
 
+    @property
+    def frequencies(self) -> NDArray[np.float64]:
+        """The sinusoids' ``f_i``: float64 ``[dim / 2]``."""
+        half = self.dim // 2
+        exponents = np.arange(half) * (-math.log(10_000.0) / max(half - self.shift, 1))
+        return np.asarray(np.exp(exponents))
+
     def table(self, timesteps: NDArray[np.generic]) -> NDArray[np.float64]:
         """Scales and shifts, a row for each of ``timesteps`` ``[S]``: float64 ``[S, columns]``."""
         t = np.asarray(timesteps, dtype=np.float64)[:, None]
-        half = self.dim // 2
-        frequencies = np.exp(np.arange(half) * (-math.log(10_000.0) / max(half - 1, 1)))
-        angles = t * frequencies[None, :]
-        hidden = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+        angles = t * self.frequencies[None, :]
+        waves = [np.sin(angles), np.cos(angles)]
+        hidden = np.concatenate(waves[::-1] if self.cos_first else waves, axis=1)
         hidden = hidden @ self.weight1.astype(np.float64).T + self.bias1
-        hidden = 0.5 * hidden * (1.0 + np.asarray(_erf(hidden / math.sqrt(2.0)), np.float64))
-        hidden = hidden @ self.weight2.astype(np.float64).T + self.bias2
-        hidden = hidden / (1.0 + np.exp(-hidden))
+        hidden = _gelu(hidden) if self.act == "gelu" else _silu(hidden)
+        hidden = _silu(hidden @ self.weight2.astype(np.float64).T + self.bias2)
         return hidden @ self.film.to_dense().astype(np.float64).T + self.film_bias

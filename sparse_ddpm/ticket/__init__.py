@@ -1,5 +1,6 @@
 """The ticket: its value, its configuration and its file. Nothing here imports torch."""
 
+from sparse_ddpm.ticket.architecture import Architecture, family_of, parameters_of
 from sparse_ddpm.ticket.config import (
     PRESETS,
     DiffusionConfig,
@@ -12,17 +13,22 @@ from sparse_ddpm.ticket.names import find_ticket, shipped_ticket_path, ticket_na
 from sparse_ddpm.ticket.parameters import Parameter, unet_parameters
 from sparse_ddpm.ticket.synthetic import synthetic_ticket
 from sparse_ddpm.ticket.ticket import Ticket
+from sparse_ddpm.ticket.unet2d_config import UNet2DConfig
 
 __all__ = [
     "PRESETS",
+    "Architecture",
     "DiffusionConfig",
     "Parameter",
     "Pattern",
     "Provenance",
     "Ticket",
+    "UNet2DConfig",
     "UNetConfig",
+    "family_of",
     "find_ticket",
     "load_ticket",
+    "parameters_of",
     "save_ticket",
     "shipped_ticket_path",
     "synthetic_ticket",

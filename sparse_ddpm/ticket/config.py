@@ -14,7 +14,9 @@ from typing import Any
 
 from sparse_ddpm.errors import ConfigError, expected
 
-SCHEDULES = ("linear", "cosine", "sigmoid")
+SCHEDULES = ("linear", "cosine", "sigmoid", "scaled_linear")
+BETA_SCHEDULES = ("linear", "scaled_linear")
+"""Those that lead from one beta to another."""
 OBJECTIVES = ("eps", "x0", "v")
 WEIGHT_STANDARDIZATIONS = ("none", "surviving", "full")
 
@@ -103,12 +105,19 @@ class UNetConfig:
 
 @dataclass(frozen=True, slots=True)
 class DiffusionConfig:
-    """The forward process, what the network predicts, and whether x0 is clipped to [-1, 1]."""
+    """The forward process, what the network predicts, and whether x0 is clipped to [-1, 1].
+
+    ``beta_start``, ``beta_end``: the first and the last beta of the schedules ``linear`` (betas in
+    equal steps) and ``scaled_linear`` (their roots in equal steps), for 1000 timesteps; with fewer
+    both grow in proportion. The other schedules have none: there they keep their defaults.
+    """
 
     timesteps: int = 1000
     schedule: str = "sigmoid"
     objective: str = "eps"
     clip: bool = True
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
 
     def __post_init__(self) -> None:
         _check_int("diffusion.timesteps", self.timesteps, 1, MAX_TIMESTEPS)
@@ -116,6 +125,18 @@ class DiffusionConfig:
         _check_choice("diffusion.objective", self.objective, OBJECTIVES)
         if type(self.clip) is not bool:
             raise ConfigError(expected("diffusion.clip", "true or false", repr(self.clip)))
+        for name in ("beta_start", "beta_end"):
+            value = getattr(self, name)
+            if type(value) is not float or not 0.0 < value < 1e6:
+                raise ConfigError(expected(f"diffusion.{name}", "a float above 0", repr(value)))
+        if self.beta_start > self.beta_end:
+            wanted = f"at most beta_end = {self.beta_end!r}"
+            raise ConfigError(expected("diffusion.beta_start", wanted, repr(self.beta_start)))
+        if self.schedule not in BETA_SCHEDULES and (self.beta_start, self.beta_end) != (1e-4, 0.02):
+            what = f"diffusion.beta_start, beta_end of schedule {self.schedule}"
+            raise ConfigError(
+                expected(what, "1e-4 and 0.02 (it has none)", (self.beta_start, self.beta_end))
+            )
 
 
 @dataclass(frozen=True, slots=True)

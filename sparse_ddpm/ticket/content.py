@@ -4,34 +4,46 @@ This is what both file formats carry, and the whole specification of the ticket 
 
     format        "sparse-ddpm-ticket"
     version       1
-    architecture  family "unet" and the fields of `UNetConfig`
-    diffusion     the fields of `DiffusionConfig`
+    architecture  family, "unet" or "unet2d", and the fields of `UNetConfig` or `UNet2DConfig`
+    diffusion     the fields of `DiffusionConfig`; see LATER
     image         size, channels, range [-1.0, 1.0]
     provenance    the fields of `Provenance`
     tensors       name -> shape, dtype "float32", encoding, stored "float16" or "float32",
                   and the arrays of the encoding (see `sparse_ddpm.ticket.encoding`)
 
-Nothing may be missing and nothing else may be there.
+Nothing else may be missing and nothing else may be there.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparse_ddpm.errors import TicketError, expected
-from sparse_ddpm.ticket.config import DiffusionConfig, Provenance, UNetConfig
+from sparse_ddpm.ticket.architecture import FAMILIES, Architecture, family_of, parameters_of
+from sparse_ddpm.ticket.config import DiffusionConfig, Provenance
 from sparse_ddpm.ticket.encoding import ARRAYS, decode, encode
-from sparse_ddpm.ticket.parameters import Parameter, unet_parameters
+from sparse_ddpm.ticket.parameters import Parameter
 from sparse_ddpm.ticket.ticket import Ticket, check_names, check_parameter_count
 
 FORMAT = "sparse-ddpm-ticket"
 VERSION = 1
 SECTIONS = ("format", "version", "architecture", "diffusion", "image", "provenance", "tensors")
+LATER = frozenset(
+    {
+        "attention_norm",
+        "attention_values",
+        "beta_end",
+        "beta_start",
+        "block_norm",
+        "full_attention",
+    }
+)
+"""Fields that version 1 got later: they are written only where they are not the default."""
 IMAGE_RANGE = [-1.0, 1.0]
 MAX_TEXT = 10_000
 MAX_SETTING = 100
@@ -44,8 +56,7 @@ Table = dict[str, Any]
 
 def to_content(ticket: Ticket) -> Content:
     """The plain content of ``ticket``, each tensor in its smallest encoding."""
-    architecture = dataclasses.asdict(ticket.architecture)
-    architecture["dim_mults"] = list(architecture["dim_mults"])
+    architecture = _written(ticket.architecture)
     tensors: Table = {}
     for parameter in ticket.parameters():
         weight = ticket.weights[parameter.name]
@@ -62,8 +73,8 @@ def to_content(ticket: Ticket) -> Content:
     return {
         "format": FORMAT,
         "version": VERSION,
-        "architecture": {"family": "unet", **architecture},
-        "diffusion": dataclasses.asdict(ticket.diffusion),
+        "architecture": {"family": family_of(ticket.architecture), **architecture},
+        "diffusion": _written(ticket.diffusion),
         "image": {
             "size": ticket.architecture.image_size,
             "channels": ticket.architecture.channels,
@@ -88,10 +99,9 @@ def from_content(content: object) -> Ticket:
             raise TicketError(expected(section, "a table", shown(content[section])))
     architecture = _architecture(content["architecture"])
     _check_image(content["image"], architecture)
-    _check_fields("diffusion", content["diffusion"], DiffusionConfig, "")
-    diffusion = DiffusionConfig(**content["diffusion"])
+    diffusion = _diffusion(content["diffusion"])
     provenance = _provenance(content["provenance"])
-    parameters = unet_parameters(architecture)
+    parameters = parameters_of(architecture)
     check_parameter_count(parameters)
     check_names("tensors", content["tensors"], {p.name: p for p in parameters})
     weights: dict[str, NDArray[np.float32]] = {}
@@ -138,7 +148,9 @@ def _is_short_text(value: object, limit: int) -> bool:
     )
 
 
-def _check_fields(section: str, table: Table, config: type, compound: str, *also: str) -> None:
+def _check_fields(
+    section: str, table: Table, config: type, compound: Collection[str] = (), *also: str
+) -> None:
     """Check the names, and that all values but ``compound`` are numbers or short texts.
 
     What the values may be is for ``config`` to say; this keeps its messages short.
@@ -148,23 +160,64 @@ def _check_fields(section: str, table: Table, config: type, compound: str, *also
     check_names(section, table, dict.fromkeys((*also, *(field.name for field in fields))))
     for name, value in table.items():
         scalar = isinstance(value, (bool, int, float)) or _is_short_text(value, limit)
-        if name != compound and not scalar:
+        if name not in compound and not scalar:
             wanted = f"a number or at most {limit} characters"
             raise TicketError(expected(f"{section}.{name}", wanted, shown(value)))
 
 
-def _architecture(table: Table) -> UNetConfig:
-    _check_fields("architecture", table, UNetConfig, "dim_mults", "family")
-    if table["family"] != "unet":
-        raise TicketError(expected("architecture.family", "'unet'", shown(table["family"])))
-    mults = table["dim_mults"]
-    if type(mults) is not list or len(mults) > MAX_LIST or any(type(m) is not int for m in mults):
-        raise TicketError(expected("architecture.dim_mults", "a list of integers", shown(mults)))
+def _architecture(table: Table) -> Architecture:
+    family = table.get("family")
+    if not _is_text(family, *FAMILIES):
+        wanted = " or ".join(map(repr, FAMILIES))
+        raise TicketError(expected("architecture.family", wanted, shown(family)))
+    config = FAMILIES[str(family)]
+    kinds = {field.name: str(field.type) for field in dataclasses.fields(config)}
+    lists = {
+        name: str if "str" in kind else int
+        for name, kind in kinds.items()
+        if kind.startswith("tuple")
+    }
+    table = _whole(table, config)
+    _check_fields("architecture", table, config, lists, "family")
     fields = {name: value for name, value in table.items() if name != "family"}
-    return UNetConfig(**{**fields, "dim_mults": tuple(mults)})
+    for name, kind in lists.items():
+        items = fields[name]
+        if (
+            type(items) is not list
+            or len(items) > MAX_LIST
+            or any(type(item) is not kind or len(str(item)) > MAX_SETTING for item in items)
+        ):
+            wanted = f"a list of {'integers' if kind is int else 'short texts'}"
+            raise TicketError(expected(f"architecture.{name}", wanted, shown(items)))
+        fields[name] = tuple(items)
+    return config(**fields)
 
 
-def _check_image(table: Table, architecture: UNetConfig) -> None:
+def _written(config: Architecture | DiffusionConfig) -> Table:
+    """The fields of ``config``; those of LATER only where they are not the default."""
+    table: Table = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name not in LATER or value != field.default:
+            table[field.name] = list(value) if isinstance(value, tuple) else value
+    return table
+
+
+def _whole(table: Table, config: type) -> Table:
+    """``table`` with the defaults of those fields of LATER that it lacks."""
+    later = {field.name: field.default for field in dataclasses.fields(config)}
+    usual = {name: value for name, value in later.items() if name in LATER}
+    listed = {n: list(value) if isinstance(value, tuple) else value for n, value in usual.items()}
+    return {**listed, **table}
+
+
+def _diffusion(table: Table) -> DiffusionConfig:
+    whole = _whole(table, DiffusionConfig)
+    _check_fields("diffusion", whole, DiffusionConfig)
+    return DiffusionConfig(**whole)
+
+
+def _check_image(table: Table, architecture: Architecture) -> None:
     check_names("image", table, dict.fromkeys(("size", "channels", "range")))
     sizes = {"size": architecture.image_size, "channels": architecture.channels}
     for name, wanted in sizes.items():
@@ -179,7 +232,7 @@ def _check_image(table: Table, architecture: UNetConfig) -> None:
 
 
 def _provenance(table: Table) -> Provenance:
-    _check_fields("provenance", table, Provenance, "metrics")
+    _check_fields("provenance", table, Provenance, ("metrics",))
     metrics = table["metrics"]
     if type(metrics) is not dict or len(metrics) > MAX_METRICS:
         wanted = f"a table of at most {MAX_METRICS} floats"

@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparse_ddpm.errors import ConfigError, expected
-from sparse_ddpm.ticket.config import DiffusionConfig, Pattern, Provenance, UNetConfig
+from sparse_ddpm.ticket.architecture import Architecture, parameters_of
+from sparse_ddpm.ticket.config import DiffusionConfig, Pattern, Provenance
 from sparse_ddpm.ticket.parameters import Parameter
-from sparse_ddpm.ticket.parameters import unet_parameters as _parameters
 from sparse_ddpm.ticket.ticket import Ticket, check_parameter_count
 
 
 def synthetic_ticket(
-    architecture: UNetConfig,
+    architecture: Architecture,
     sparsity: float,
     pattern: str = "element",
     seed: int = 0,
@@ -32,7 +32,7 @@ def synthetic_ticket(
     if not 0.0 <= sparsity < 1.0:
         raise ConfigError(expected("sparsity", "0 <= sparsity < 1", repr(sparsity)))
     unit = Pattern.parse(pattern)
-    parameters = _parameters(architecture)
+    parameters = parameters_of(architecture)
     check_parameter_count(parameters)
     rng = np.random.default_rng(seed)
     weights: dict[str, NDArray[np.float32]] = {}
@@ -85,7 +85,7 @@ def _random_weight(
     shape = parameter.shape
     if len(shape) == 1:
         noise = rng.standard_normal(shape, dtype=np.float32)
-        is_gain = parameter.name.endswith((".gain", "norm1.weight", "norm2.weight"))
+        is_gain = parameter.name.endswith((".gain", ".weight"))
         return 1.0 + 0.2 * noise if is_gain else 0.1 * noise
     survivors = math.prod(shape) if mask is None else int(np.count_nonzero(mask))
     scale = np.float32(1.0 / math.sqrt(max(1.0, survivors / shape[0])))

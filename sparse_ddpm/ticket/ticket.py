@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparse_ddpm.errors import TicketError, expected
-from sparse_ddpm.ticket.config import DiffusionConfig, Provenance, UNetConfig
-from sparse_ddpm.ticket.parameters import Parameter, unet_parameters
+from sparse_ddpm.ticket.architecture import Architecture, parameters_of
+from sparse_ddpm.ticket.config import DiffusionConfig, Provenance
+from sparse_ddpm.ticket.parameters import Parameter
 
 MAX_PARAMETERS = 2**29
 """More than any U-Net we know, little enough that a damaged file cannot ask for terabytes."""
@@ -23,21 +24,21 @@ MAX_PARAMETERS = 2**29
 class Ticket:
     """A lottery ticket; checks itself when made, and its arrays are read-only.
 
-    ``weights``: every parameter of ``unet_parameters(architecture)`` by name, float32 in the
+    ``weights``: every parameter of ``parameters_of(architecture)`` by name, float32 in the
     shape given there, finite, 0.0 where pruned. ``masks``: bool of the same shape, True where a
     weight survives, for pruned parameters only; a parameter without a mask is dense. A surviving
     weight may be 0.0. A mask that is True everywhere is dropped on construction and a pruned -0.0
     becomes 0.0, so that equal tickets have equal arrays. Raises `TicketError`.
     """
 
-    architecture: UNetConfig
+    architecture: Architecture
     diffusion: DiffusionConfig
     provenance: Provenance
     weights: Mapping[str, NDArray[np.float32]]
     masks: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        parameters = {parameter.name: parameter for parameter in unet_parameters(self.architecture)}
+        parameters = {parameter.name: parameter for parameter in self.parameters()}
         check_parameter_count(tuple(parameters.values()))
         check_names("tensors", self.weights, parameters)
         weights: dict[str, NDArray[np.float32]] = {}
@@ -58,7 +59,7 @@ class Ticket:
 
     def parameters(self) -> tuple[Parameter, ...]:
         """Names, shapes and roles of all tensors, in the order of the forward pass."""
-        return unet_parameters(self.architecture)
+        return parameters_of(self.architecture)
 
     def mask(self, name: str) -> NDArray[np.bool_]:
         """The mask of ``name``, all True where that parameter is dense."""
