@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from sparse_ddpm.accounting import account
+from sparse_ddpm.engine import make_engine
 from sparse_ddpm.engine.arena import Arena, lanes_for, plan_arena
 from sparse_ddpm.engine.plan import make_plan
 from sparse_ddpm.errors import EngineError
 from sparse_ddpm.formats import CSR, Dense
 from sparse_ddpm.lower import lower
-from sparse_ddpm.program import Add, Concat, Conv, Program, TimeEmbedding, Upsample2x
+from sparse_ddpm.program import Add, Concat, Conv, NormAct, Program, TimeEmbedding, Upsample2x
 from sparse_ddpm.ticket import UNetConfig, synthetic_ticket
 
 CONFIG = UNetConfig(dim=8, dim_mults=(1, 2, 2), channels=3, image_size=8, groups=4)
@@ -162,3 +163,29 @@ def test_offsets_that_do_not_fit_are_refused() -> None:
     step = plan.steps[0]
     with pytest.raises(EngineError, match=r"y: input at batch 16: expected at most 2147483647"):
         plan.offsets(step, plan.panels(step))
+
+
+def test_a_value_read_again_is_not_overwritten_with_the_concatenation_it_lies_in() -> None:
+    ones, zeros = np.ones(8, "f4"), np.zeros(8, "f4")
+    rng = np.random.default_rng(0)
+    program = Program(
+        (
+            conv("a", "x", 4),
+            Conv("b", "a", Dense(rng.standard_normal((4, 4), "f4")), 1),
+            Concat("ab", "a", "b"),
+            NormAct("n", "ab", 2, ones, zeros),
+            Conv("c", "n", Dense(rng.standard_normal((4, 8), "f4")), 1, residual="a"),
+        ),
+        "x",
+        (4, 2, 2),
+        "c",
+        TIME,
+    )
+    x = rng.standard_normal((1, 4, 2, 2), "f4")
+    outputs = []
+    for device in ("numpy", "cpu"):
+        engine = make_engine(program, device, batch=1)
+        engine.set_schedule(np.array([0]))
+        outputs.append(engine.run(x, 0))
+        engine.close()
+    np.testing.assert_allclose(*outputs, rtol=1e-5, atol=1e-6)

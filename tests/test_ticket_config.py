@@ -36,6 +36,12 @@ from sparse_ddpm.ticket import (
         ({"channels": 0}, "architecture.channels"),
         ({"heads": 0}, "architecture.heads"),
         ({"dim_head": 0}, "architecture.dim_head"),
+        ({"block_norm": "layer"}, "architecture.block_norm: expected one of group, rms"),
+        ({"attention_norm": "group"}, "architecture.attention_norm"),
+        ({"attention_values": ""}, "architecture.attention_values"),
+        ({"full_attention": (2,)}, "architecture.full_attention: expected levels below 2"),
+        ({"full_attention": (1, 0)}, "architecture.full_attention"),
+        ({"full_attention": [1]}, "architecture.full_attention"),
         ({"weight_standardization": "all"}, "expected one of none, surviving, full, got 'all'"),
     ],
 )

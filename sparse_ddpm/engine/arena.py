@@ -159,12 +159,14 @@ def _parents(program: Program, stages: Sequence[_Stage], reuse: bool) -> dict[st
     """Values made inside another value's memory: its name and their first channel there.
 
     Inputs of a concatenation are made in it; with ``reuse``, what only one operation reads is made
-    where that operation's result will lie, if it may be overwritten.
+    where that operation's result will lie, if it may be overwritten: it, and what lies in it.
     """
     parents: dict[str, tuple[str, int]] = {}
     uses: Counter[str] = Counter([program.output])
+    last = {program.output: len(program.operations) + 1}
     for stage in stages:
         uses.update(stage.inputs)
+        last.update({name: max(stage.step, last.get(name, 0)) for name in stage.inputs})
     for operation in program.operations:
         if isinstance(operation, Concat):
             for name, channel in ((operation.a, 0), (operation.b, program.shapes[operation.a][0])):
@@ -172,9 +174,17 @@ def _parents(program: Program, stages: Sequence[_Stage], reuse: bool) -> dict[st
                     parents[name] = (operation.out, channel)
     for stage in stages:
         over = stage.over
-        if reuse and over is not None and uses[over] == 1 and over != program.input:
+        if not reuse or over is None or uses[over] > 1 or over == program.input:
+            continue
+        if all(last[name] < stage.step for name in parts_of(over, parents)):
             parents.setdefault(over, (stage.out, 0))
     return parents
+
+
+def parts_of(whole: str, parents: Mapping[str, tuple[str, int]]) -> list[str]:
+    """The values that lie inside ``whole``, directly or in one another."""
+    parts = [name for name, (owner, _) in parents.items() if owner == whole]
+    return parts + [inner for part in parts for inner in parts_of(part, parents)]
 
 
 def _times(program: Program, stages: Sequence[_Stage]) -> dict[str, tuple[int, int]]:

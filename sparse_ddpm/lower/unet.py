@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparse_ddpm.errors import ProgramError, expected
-from sparse_ddpm.formats import Dense
+from sparse_ddpm.formats import CSR, Dense, Matrix
 from sparse_ddpm.lower.builder import Builder
 from sparse_ddpm.program import (
     Add,
@@ -21,9 +21,12 @@ from sparse_ddpm.program import (
     TimeEmbedding,
     Upsample2x,
 )
+from sparse_ddpm.program.operations import Vector
 from sparse_ddpm.ticket import Ticket, UNetConfig
 
 STANDARDIZATION_EPS = 1e-5
+ROOT_EPS = 1e-24
+"""Below any mean square: where a norm has no eps of its own."""
 
 
 def moments(
@@ -88,6 +91,7 @@ class _Lowering(Builder):
     def __init__(self, ticket: Ticket, config: UNetConfig) -> None:
         super().__init__(ticket)
         self.config = config
+        self.film_rows: list[NDArray[np.int64]] = []
 
     def program(self) -> Program:
         config = self.config
@@ -98,13 +102,14 @@ class _Lowering(Builder):
             name = f"down.{level}"
             x = self.resnet_block(f"{name}.block1", x)
             skips.append(x)
-            x = self.attention(f"{name}.attn", self.resnet_block(f"{name}.block2", x), linear=True)
+            x = self.resnet_block(f"{name}.block2", x)
+            x = self.attention(f"{name}.attn", x, level)
             skips.append(x)
             if level < levels - 1:
                 x = self.emit(SpaceToDepth(f"{name}.space_to_depth", x))
             x = self.conv(f"{name}.down", x)
         x = self.resnet_block("mid.block1", x)
-        x = self.attention("mid.attn", x, linear=False)
+        x = self.attention("mid.attn", x, None)
         x = self.resnet_block("mid.block2", x)
         for stage in range(levels):
             name = f"up.{stage}"
@@ -112,7 +117,7 @@ class _Lowering(Builder):
             x = self.resnet_block(f"{name}.block1", x)
             x = self.emit(Concat(f"{name}.cat2", x, skips.pop()))
             x = self.resnet_block(f"{name}.block2", x)
-            x = self.attention(f"{name}.attn", x, linear=True)
+            x = self.attention(f"{name}.attn", x, levels - 1 - stage)
             if stage < levels - 1:
                 x = self.emit(Upsample2x(f"{name}.upsample", x))
             x = self.conv(f"{name}.up", x)
@@ -127,15 +132,20 @@ class _Lowering(Builder):
             time=self.time(),
         )
 
-    def conv(self, name: str, x: str, *, standardized: str = "none") -> str:
+    def conv(self, name: str, x: str, *, standardized: str = "none", values: int = 1) -> str:
+        """A convolution. ``values``: a factor of the last third of its output, of which v is."""
         weight, mask = self.parameter(f"{name}.weight"), self.mask(f"{name}.weight")
+        if values != 1:
+            third = len(weight) // 3
+            weight = np.concatenate([weight[: 2 * third], weight[2 * third :] * np.float32(values)])
         if standardized == "full" and mask is not None:
             x = self.with_box(name, x)
             weight, mask = rank_one(weight, mask)
         elif standardized != "none":
             weight = standardize(weight, mask)
         size, bias = weight.shape[2], self.ticket.weights.get(f"{name}.bias")
-        return self.emit(Conv(name, x, self.matrix(weight, mask), size, bias))
+        out = name if values == 1 else f"{name}.summed"
+        return self.emit(Conv(out, x, self.matrix(weight, mask), size, bias))
 
     def with_box(self, name: str, x: str) -> str:
         """``x``, and as one more channel the sum over all channels and 3x3 pixels around."""
@@ -158,19 +168,81 @@ class _Lowering(Builder):
         return self.emit(Add(name, h, x))
 
     def norm_act(self, name: str, x: str, film: int | None) -> str:
+        if self.config.block_norm == "rms":
+            return self.root_norm_act(name, x, film)
         gamma, beta = self.parameter(f"{name}.weight"), self.parameter(f"{name}.bias")
         return self.emit(NormAct(name, x, self.config.groups, gamma, beta, film))
 
-    def attention(self, name: str, x: str, *, linear: bool) -> str:
-        h = self.emit(ChannelNorm(f"{name}.norm", x, self.parameter(f"{name}.norm.gain")))
-        h = self.conv(f"{name}.qkv", h)
-        mix = LinearAttention if linear else Attention
-        h = self.emit(mix(f"{name}.mix", h, self.config.heads, self.config.dim_head))
-        h = self.conv(f"{name}.out", h)
-        if linear:
-            gain = self.parameter(f"{name}.out_norm.gain")
-            h = self.emit(ChannelNorm(f"{name}.out_norm", h, gain))
+    def attention(self, name: str, x: str, level: int | None) -> str:
+        """Attention of a level, or of the middle, where it is softmax in any case."""
+        config = self.config
+        h = self.norm(f"{name}.norm", x)
+        if level is None or level in config.full_attention:
+            h = self.conv(f"{name}.qkv", h)
+            h = self.emit(Attention(f"{name}.mix", h, config.heads, config.dim_head))
+            h = self.conv(f"{name}.out", h)
+        else:
+            pixels = (config.image_size >> level) ** 2
+            h = self.conv(
+                f"{name}.qkv", h, values=pixels if config.attention_values == "sum" else 1
+            )
+            h = self.emit(LinearAttention(f"{name}.mix", h, config.heads, config.dim_head))
+            h = self.norm(f"{name}.out_norm", self.conv(f"{name}.out", h))
         return self.emit(Add(name, h, x))
+
+    def norm(self, name: str, x: str) -> str:
+        """The norm before or after attention."""
+        gain = self.parameter(f"{name}.gain")
+        if self.config.attention_norm == "layer":
+            return self.emit(ChannelNorm(name, x, gain))
+        both = self.both_signs(name, x, len(gain))
+        wide = np.concatenate([gain, np.zeros_like(gain)])
+        h = self.emit(ChannelNorm(f"{name}.wide", both, wide, ROOT_EPS))
+        return self.first_half(name, h, len(gain))
+
+    def root_norm_act(self, name: str, x: str, film: int | None) -> str:
+        """Over the root of the mean square, FiLM and SiLU.
+
+        Of x beside -x the mean over channels is 0 and the variance x's mean square. Each pixel
+        brought to variance 1, so is the image, and a group norm of it all changes nothing more.
+        """
+        gain = self.parameter(f"{name}.gain")
+        wide = np.concatenate([gain, np.zeros_like(gain)])
+        both = self.both_signs(name, x, len(gain))
+        h = self.emit(ChannelNorm(f"{name}.root", both, np.ones_like(wide), ROOT_EPS))
+        h = self.emit(NormAct(f"{name}.wide", h, 1, wide, np.zeros_like(wide), film, eps=ROOT_EPS))
+        return self.first_half(name, h, len(gain))
+
+    def both_signs(self, name: str, x: str, channels: int) -> str:
+        """``x``, and -x after it."""
+        minus = CSR.from_dense(-np.eye(channels, dtype=np.float32))
+        return self.emit(Concat(f"{name}.both", x, self.emit(Conv(f"{name}.minus", x, minus, 1))))
+
+    def first_half(self, name: str, x: str, channels: int) -> str:
+        """The first ``channels`` of twice as many."""
+        half = CSR.from_dense(np.eye(channels, 2 * channels, dtype=np.float32))
+        return self.emit(Conv(name, x, half, 1))
+
+    def film(self, name: str) -> int:
+        """As `Builder.film`; of a norm of both signs the second half has scale and shift 0."""
+        first = super().film(name)
+        columns = len(self.parameter(f"{name}.bias"))
+        if self.config.block_norm == "group":
+            return first
+        nothing = np.full(columns // 2, -1)
+        scale, shift = np.split(np.arange(first, first + columns), 2)
+        self.film_rows.append(np.concatenate([scale, nothing, shift, nothing]))
+        return 2 * first
+
+    def film_maps(self) -> tuple[Matrix, Vector]:
+        """As `Builder.film_maps`, with the zeros that `film` put in."""
+        film, bias = super().film_maps()
+        if not self.film_rows:
+            return film, bias
+        rows = np.concatenate(self.film_rows)
+        taken = np.where(rows[:, None] < 0, np.float32(0.0), film.to_dense()[rows])
+        maps = Dense.from_dense(taken) if isinstance(film, Dense) else CSR.from_dense(taken)
+        return maps, np.where(rows < 0, np.float32(0.0), bias[rows])
 
     def time(self) -> TimeEmbedding:
         film, film_bias = self.film_maps()

@@ -119,6 +119,37 @@ class ChannelNorm(nn.Module):
         return (x - mean) * torch.rsqrt(variance + NORM_EPS) * self.gain[:, None, None]
 
 
+def root_mean_square(x: Tensor) -> Tensor:
+    """Each pixel's channels over the root of their mean square (Zhang & Sennrich 2019)."""
+    return F.normalize(x, dim=1) * math.sqrt(x.shape[1])
+
+
+class RootNormAct(nn.Module):
+    """Each pixel's channels over the root of their mean square, a gain, optional FiLM, SiLU."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor, film: Tensor | None = None) -> Tensor:
+        x = root_mean_square(x) * self.gain[:, None, None]
+        if film is not None:
+            scale, shift = film[:, :, None, None].chunk(2, dim=1)
+            x = x * (scale + 1) + shift
+        return F.silu(x)
+
+
+class RootNorm(nn.Module):
+    """Each pixel's channels over the root of their mean square, times a gain."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return root_mean_square(x) * self.gain[:, None, None]
+
+
 class ResnetBlock(nn.Module):
     """``norm2(conv2(norm1(conv1(x), film))) + shortcut(x)``, the activations inside the norms."""
 
@@ -127,9 +158,9 @@ class ResnetBlock(nn.Module):
         standardized = config.weight_standardization
         self.film = Linear(config.time_dim, 2 * cout)
         self.conv1 = Conv(cin, cout, 3, standardized=standardized)
-        self.norm1 = NormAct(cout, config.groups)
+        self.norm1 = _norm_act(config, cout)
         self.conv2 = Conv(cout, cout, 3, standardized=standardized)
-        self.norm2 = NormAct(cout, config.groups)
+        self.norm2 = _norm_act(config, cout)
         self.shortcut = Conv(cin, cout, 1) if cin != cout else nn.Identity()
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
@@ -138,19 +169,30 @@ class ResnetBlock(nn.Module):
         return self.norm2(self.conv2(h)) + self.shortcut(x)  # type: ignore[no-any-return]
 
 
-class LinearMix(nn.Module):
-    """Linear attention (Shen 2018) on the output of one qkv convolution."""
+def _norm_act(config: UNetConfig, channels: int) -> nn.Module:
+    return RootNormAct(channels) if config.block_norm == "rms" else NormAct(channels, config.groups)
 
-    def __init__(self, heads: int, dim_head: int) -> None:
+
+def _norm(config: UNetConfig, channels: int) -> nn.Module:
+    return (RootNorm if config.attention_norm == "rms" else ChannelNorm)(channels)
+
+
+class LinearMix(nn.Module):
+    """Linear attention (Shen 2018) on the output of one qkv convolution.
+
+    The values' ``mean`` over all pixels, or their sum.
+    """
+
+    def __init__(self, heads: int, dim_head: int, *, mean: bool = True) -> None:
         super().__init__()
-        self.heads, self.dim_head = heads, dim_head
+        self.heads, self.dim_head, self.mean = heads, dim_head, mean
 
     def forward(self, qkv: Tensor) -> Tensor:
         n, _, height, width = qkv.shape
         q, k, v = qkv.reshape(n, 3, self.heads, self.dim_head, height * width).unbind(1)
         q = q.softmax(dim=-2) * self.dim_head**-0.5
         k = k.softmax(dim=-1)
-        context = k @ (v / (height * width)).transpose(-1, -2)
+        context = k @ (v / (height * width) if self.mean else v).transpose(-1, -2)
         mixed: Tensor = context.transpose(-1, -2) @ q
         return mixed.reshape(n, -1, height, width)
 
@@ -175,11 +217,15 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, config: UNetConfig, channels: int, *, linear: bool) -> None:
         super().__init__()
-        self.norm = ChannelNorm(channels)
+        self.norm = _norm(config, channels)
         self.qkv = Conv(channels, 3 * config.hidden, 1, bias=False)
-        self.mix = (LinearMix if linear else SoftmaxMix)(config.heads, config.dim_head)
+        if linear:
+            mean = config.attention_values == "mean"
+            self.mix: nn.Module = LinearMix(config.heads, config.dim_head, mean=mean)
+        else:
+            self.mix = SoftmaxMix(config.heads, config.dim_head)
         self.out = Conv(config.hidden, channels, 1)
-        self.out_norm = ChannelNorm(channels) if linear else nn.Identity()
+        self.out_norm = _norm(config, channels) if linear else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         mixed: Tensor = self.out_norm(self.out(self.mix(self.qkv(self.norm(x)))))

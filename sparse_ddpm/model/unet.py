@@ -21,13 +21,15 @@ from sparse_ddpm.ticket.config import UNetConfig
 
 
 class DownLevel(nn.Module):
-    """Two residual blocks, linear attention, and the way down (or, last, a 3x3 convolution)."""
+    """Two residual blocks, attention, and the way down (or, last, a 3x3 convolution)."""
 
-    def __init__(self, config: UNetConfig, here: int, after: int, *, last: bool) -> None:
+    def __init__(
+        self, config: UNetConfig, here: int, after: int, *, last: bool, linear: bool
+    ) -> None:
         super().__init__()
         self.block1 = ResnetBlock(config, here, here)
         self.block2 = ResnetBlock(config, here, here)
-        self.attn = AttentionBlock(config, here, linear=True)
+        self.attn = AttentionBlock(config, here, linear=linear)
         self.space_to_depth = nn.Identity() if last else SpaceToDepth()
         self.down = Conv(here, after, 3) if last else Conv(4 * here, after, 1)
 
@@ -53,13 +55,15 @@ class Middle(nn.Module):
 
 
 class UpLevel(nn.Module):
-    """Two residual blocks on the value and a skip each, linear attention, and the way up."""
+    """Two residual blocks on the value and a skip each, attention, and the way up."""
 
-    def __init__(self, config: UNetConfig, here: int, skip: int, *, last: bool) -> None:
+    def __init__(
+        self, config: UNetConfig, here: int, skip: int, *, last: bool, linear: bool
+    ) -> None:
         super().__init__()
         self.block1 = ResnetBlock(config, here + skip, here)
         self.block2 = ResnetBlock(config, here + skip, here)
-        self.attn = AttentionBlock(config, here, linear=True)
+        self.attn = AttentionBlock(config, here, linear=linear)
         self.upsample = nn.Identity() if last else Upsample2x()
         self.up = Conv(here, skip, 3)
 
@@ -80,14 +84,17 @@ class UNet(nn.Module):
         self.config = config
         widths = config.widths
         levels = len(config.dim_mults)
+        linear = [level not in config.full_attention for level in range(levels)]
         self.init_conv = Conv(config.channels, config.dim, 7)
         self.time = TimeMLP(config)
         self.down = nn.ModuleList(
-            DownLevel(config, widths[i], widths[i + 1], last=i == levels - 1) for i in range(levels)
+            DownLevel(config, widths[i], widths[i + 1], last=i == levels - 1, linear=linear[i])
+            for i in range(levels)
         )
         self.mid = Middle(config, widths[-1])
         self.up = nn.ModuleList(
-            UpLevel(config, widths[i + 1], widths[i], last=i == 0) for i in reversed(range(levels))
+            UpLevel(config, widths[i + 1], widths[i], last=i == 0, linear=linear[i])
+            for i in reversed(range(levels))
         )
         self.final_block = ResnetBlock(config, 2 * config.dim, config.dim)
         self.final_conv = Conv(config.dim, config.channels, 1)

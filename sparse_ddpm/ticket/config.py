@@ -19,6 +19,9 @@ BETA_SCHEDULES = ("linear", "scaled_linear")
 """Those that lead from one beta to another."""
 OBJECTIVES = ("eps", "x0", "v")
 WEIGHT_STANDARDIZATIONS = ("none", "surviving", "full")
+BLOCK_NORMS = ("group", "rms")
+ATTENTION_NORMS = ("layer", "rms")
+ATTENTION_VALUES = ("mean", "sum")
 
 # Bounds on what a file may claim, so that a damaged one cannot ask for terabytes.
 MAX_CHANNELS = 16_384
@@ -44,6 +47,12 @@ class UNetConfig:
     (over the weights that survive the mask, so that zeros stay zeros), ``"full"`` (over all of
     them, pruned zeros included, as the paper's code has it: pruned weights then act as minus their
     row's mean) or ``"none"``.
+
+    The other fields are what later versions of lucidrains' U-Net changed. ``block_norm``: ``group``
+    or, each pixel's channels over the root of their mean square, ``rms``; ``attention_norm``,
+    around attention: ``layer`` or ``rms``; ``attention_values``: whether linear attention takes
+    the ``mean`` of the values over all pixels or their ``sum``; ``full_attention``: the levels,
+    rising, whose attention is softmax and not linear.
     """
 
     dim: int
@@ -54,6 +63,10 @@ class UNetConfig:
     heads: int = 4
     dim_head: int = 32
     weight_standardization: str = "surviving"
+    block_norm: str = "group"
+    attention_norm: str = "layer"
+    attention_values: str = "mean"
+    full_attention: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _check_int("architecture.dim", self.dim, 2, MAX_CHANNELS)
@@ -69,11 +82,19 @@ class UNetConfig:
         _check_int("architecture.groups", self.groups, 1, MAX_CHANNELS)
         _check_int("architecture.heads", self.heads, 1, 256)
         _check_int("architecture.dim_head", self.dim_head, 1, 1_024)
-        _check_choice(
-            "architecture.weight_standardization",
-            self.weight_standardization,
-            WEIGHT_STANDARDIZATIONS,
-        )
+        for name, choices in (
+            ("weight_standardization", WEIGHT_STANDARDIZATIONS),
+            ("block_norm", BLOCK_NORMS),
+            ("attention_norm", ATTENTION_NORMS),
+            ("attention_values", ATTENTION_VALUES),
+        ):
+            _check_choice(f"architecture.{name}", getattr(self, name), choices)
+        levels = range(len(self.dim_mults))
+        full = self.full_attention
+        if not isinstance(full, tuple) or sorted(set(full) & set(levels)) != list(full):
+            raise ConfigError(
+                expected("architecture.full_attention", f"levels below {len(levels)}", repr(full))
+            )
         if self.dim % 2:
             raise ConfigError(
                 expected("architecture.dim", "an even number (sine and cosine halves)", self.dim)

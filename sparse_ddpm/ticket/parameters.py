@@ -42,7 +42,8 @@ def _walk(config: UNetConfig) -> Iterator[Parameter]:
         here, after = widths[level], widths[level + 1]
         for block in ("block1", "block2"):
             yield from _resnet_block(config, f"down.{level}.{block}", here, here)
-        yield from _attention(config, f"down.{level}.attn", here, out_norm=True)
+        linear = level not in config.full_attention
+        yield from _attention(config, f"down.{level}.attn", here, out_norm=linear)
         if level < last:
             yield from _conv(f"down.{level}.down", 4 * here, after, 1)
         else:
@@ -55,7 +56,8 @@ def _walk(config: UNetConfig) -> Iterator[Parameter]:
         skip, here = widths[level], widths[level + 1]
         for block in ("block1", "block2"):
             yield from _resnet_block(config, f"up.{stage}.{block}", here + skip, here)
-        yield from _attention(config, f"up.{stage}.attn", here, out_norm=True)
+        linear = level not in config.full_attention
+        yield from _attention(config, f"up.{stage}.attn", here, out_norm=linear)
         yield from _conv(f"up.{stage}.up", here, skip, 3)
     yield from _resnet_block(config, "final_block", 2 * config.dim, config.dim)
     yield from _conv("final_conv", config.dim, config.channels, 1, prunable=False)
@@ -80,8 +82,11 @@ def _resnet_block(config: UNetConfig, name: str, cin: int, cout: int) -> Iterato
     for index, inputs in ((1, cin), (2, cout)):
         yield Parameter(f"{name}.conv{index}.weight", (cout, inputs, 3, 3), True, standardized)
         yield Parameter(f"{name}.conv{index}.bias", (cout,))
-        yield Parameter(f"{name}.norm{index}.weight", (cout,))
-        yield Parameter(f"{name}.norm{index}.bias", (cout,))
+        if config.block_norm == "rms":
+            yield Parameter(f"{name}.norm{index}.gain", (cout,))
+        else:
+            yield Parameter(f"{name}.norm{index}.weight", (cout,))
+            yield Parameter(f"{name}.norm{index}.bias", (cout,))
     if cin != cout:
         yield from _conv(f"{name}.shortcut", cin, cout, 1)
 

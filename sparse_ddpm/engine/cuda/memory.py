@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from sparse_ddpm_kernels.triton.layout import Layout, padded_images
 
+from sparse_ddpm.engine.arena import parts_of
 from sparse_ddpm.program import Add, ChannelNorm, Concat, Conv, NormAct, Operation, Program
 from sparse_ddpm.program.operations import inputs_of
 
@@ -137,15 +138,20 @@ def _parents(program: Program, stages: Sequence[Stage], reuse: bool) -> dict[str
     """Values made inside another's buffer: its name and their first channel there."""
     parents: dict[str, tuple[str, int]] = {}
     uses: Counter[str] = Counter([program.output])
-    for stage in stages:
+    last = {program.output: len(stages)}
+    for step, stage in enumerate(stages):
         uses.update(stage.inputs)
+        last.update({name: max(step, last.get(name, 0)) for name in stage.inputs})
         if stage.concat is not None:
             first, second = stage.concat
             for name, channel in ((first, 0), (second, program.shapes[first][0])):
                 parents.setdefault(name, (stage.out, channel))
-    for stage in stages:
+    for step, stage in enumerate(stages):
         over = stage.over
-        if reuse and over is not None and uses[over] == 1 and over != program.input:
+        if not reuse or over is None or uses[over] > 1 or over == program.input:
+            continue
+        # Not if what lies in it, as part of a concatenation, is read again.
+        if all(last[name] < step for name in parts_of(over, parents)):
             parents.setdefault(over, (stage.out, 0))
     return parents
 
