@@ -33,16 +33,25 @@ class Builder:
         """None where all weights of ``name`` survive."""
         return self.ticket.masks.get(name)
 
-    def matrix(self, weight: NDArray[np.float32], mask: NDArray[np.bool_] | None) -> Matrix:
-        """A weight ``[Cout, Cin, kh, kw]`` as ``[rows, columns]``, sparse where there is a mask."""
+    def matrix(
+        self,
+        weight: NDArray[np.float32],
+        mask: NDArray[np.bool_] | None,
+        pattern: Pattern | None = None,
+    ) -> Matrix:
+        """A weight ``[Cout, Cin, kh, kw]`` as ``[rows, columns]``, sparse where there is a mask.
+
+        ``pattern``: what the mask is made of, by default the ticket's.
+        """
+        pattern = self.pattern if pattern is None else pattern
         rows = weight.reshape(len(weight), -1)
         if mask is None:
             return Dense.from_dense(rows)
         keep = mask.reshape(rows.shape)
-        if self.pattern.rows == self.pattern.columns == 1 or weight.ndim == 2:
+        if pattern.rows == pattern.columns == 1 or weight.ndim == 2:
             return CSR.from_dense(rows, keep)
         taps = weight.shape[2] * weight.shape[3]
-        return BSR.from_dense(rows, (self.pattern.rows, self.pattern.columns), taps, keep)
+        return BSR.from_dense(rows, (pattern.rows, pattern.columns), taps, keep)
 
     def film(self, name: str) -> int:
         """Add the linear map ``name`` to those of time; its first column of the time table."""
