@@ -80,8 +80,8 @@ def native_model(
         _sampler(name, table, films.table(program, table.timesteps), arrays)
         for name, table in samplers.items()
     )
-    lanes = sorted({lanes_for(batch): batch for batch in batches}.items())
-    plans = [_plan(program, batch, films, arrays) for _, batch in lanes]
+    planned = {lanes_for(batch): batch for batch in batches}  # a pass has as many images
+    plans = [_plan(program, planned[lanes], films, arrays) for lanes in sorted(planned)]
     model = _MODEL.pack(*program.input_shape, _FLOAT32, films.width)
     sections = [(MODEL, model), (TEXT, _text(text or {})), (SAMPLERS, tables)]
     sections += [(PLAN, plan) for plan in plans]
@@ -143,13 +143,12 @@ def _sampler(name: str, table: Table, film: NDArray[np.float32], arrays: _Arrays
     if not printable or not 1 <= len(name) <= _NAME_BYTES:
         wanted = f"1 to {_NAME_BYTES} printable ASCII characters without a space"
         raise ConfigError(expected("name of a sampler", wanted, repr(name)))
-    coefficients = np.stack([getattr(table, column) for column in "pqrswuv"], axis=1)
     return _SAMPLER.pack(
         name.encode(),
         table.steps,
         table.clip,
         *arrays.add(table.timesteps),
-        *arrays.add(coefficients),
+        *arrays.add(table.coefficients),
         *arrays.add(film),
     )
 
@@ -157,7 +156,9 @@ def _sampler(name: str, table: Table, film: NDArray[np.float32], arrays: _Arrays
 def _plan(program: Program, batch: int, films: Films, arrays: _Arrays) -> bytes:
     plan = make_plan(program, batch)
     native = NativeOps(plan, films)
-    shared = {ctypes.addressof(op.block.contents): op.block.contents for op in native.ops if op.block}
+    shared = {
+        ctypes.addressof(op.block.contents): op.block.contents for op in native.ops if op.block
+    }
     index = {address: i for i, address in enumerate(shared)}
     blocks = [_block(block, arrays) for block in shared.values()]
     operations = [

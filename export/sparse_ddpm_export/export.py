@@ -9,6 +9,7 @@ from sparse_ddpm.errors import ConfigError, expected
 from sparse_ddpm.lower import lower
 from sparse_ddpm.sampling import make_table
 from sparse_ddpm.ticket import Ticket
+from sparse_ddpm.ticket.metadata import ticket_metadata
 from sparse_ddpm_export.check import Check
 from sparse_ddpm_export.denoiser import export_denoiser
 from sparse_ddpm_export.form import Form
@@ -44,7 +45,8 @@ class Export:
         self.program = lower(ticket)
         self.table = make_table(ticket.diffusion, sampler=sampler, steps=steps, eta=eta)
         self.baked = None if seed is None else Baked(seed, images)
-        self.metadata = ticket_metadata(ticket)
+        version = {"sparse_ddpm_version": sparse_ddpm.__version__}
+        self.metadata = version | ticket_metadata(ticket)
         self._timesteps = ticket.diffusion.timesteps
         if what != "denoiser":
             self.metadata |= {"sampler": sampler, "eta": str(float(eta or 0.0))}
@@ -73,26 +75,3 @@ class Export:
                     return check.sampler(content, self.table, self.baked)
                 case _:
                     return check.step(content, self.table)
-
-
-def ticket_metadata(ticket: Ticket) -> dict[str, str]:
-    """What a user of the file needs to sample from it, and where it came from, as strings.
-
-    The command that trained the ticket stays out: it may name private paths.
-    """
-    diffusion, provenance = ticket.diffusion, ticket.provenance
-    return {
-        "sparse_ddpm_version": sparse_ddpm.__version__,
-        "timesteps": str(diffusion.timesteps),
-        "schedule": diffusion.schedule,
-        "objective": diffusion.objective,
-        "clip": str(diffusion.clip).lower(),
-        "dataset": provenance.dataset,
-        "seed": str(provenance.seed),
-        "round": str(provenance.round),
-        "rewinding": provenance.rewinding,
-        "allocation": provenance.allocation,
-        "pattern": provenance.pattern,
-        "sparsity": f"{ticket.sparsity:.6f}",
-        "initial_sha256": provenance.initial_sha256,
-    }

@@ -1,4 +1,4 @@
-"""``sparse-ddpm export``: a ticket as an ONNX file."""
+"""``sparse-ddpm export``: a ticket as an ONNX file, or as one for the library without Python."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ def add_parser(subparsers: Any) -> None:
     """Register the command."""
     parser = subparsers.add_parser(
         "export",
-        help="write a ticket as an ONNX file",
+        help="write a ticket as an ONNX file, or as a native model",
         description="Write a ticket as one ONNX file that standard runtimes load without plug-ins: "
         "the network, or a whole sampler, noise in and images out. Sparse weights stay small in "
         "the file. It is held against our engine in onnxruntime before it gets its name. "
-        "Needs onnx and onnxruntime: pip install 'sparse-ddpm[onnx]'.",
+        "Needs onnx and onnxruntime: pip install 'sparse-ddpm[onnx]'. Or, with --what native, as "
+        "a model for the C library, which needs neither (docs/native.md).",
     )
     common.add_ticket(parser)
     parser.add_argument(
@@ -35,7 +36,8 @@ def add_parser(subparsers: Any) -> None:
         choices=tuple(EXPORTERS),
         default="denoiser",
         help="denoiser: one call of the network (default); sampler: all steps in one Loop; "
-        "step: one step of a sampler, for callers that show progress",
+        "step: one step of a sampler, for callers that show progress; native: weights and "
+        "samplers for the C library",
     )
     sampler = parser.add_argument_group("of a sampler or a step")
     sampler.add_argument("--sampler", choices=("ddpm", "ddim", "dpm++"), help="default: ddim")
@@ -48,6 +50,20 @@ def add_parser(subparsers: Any) -> None:
     )
     sampler.add_argument(
         "--images", type=common.positive, help="with --seed: how many (default: 1)"
+    )
+    native = parser.add_argument_group("of a native model")
+    native.add_argument(
+        "--samplers",
+        nargs="+",
+        metavar="NAME:STEPS",
+        help="several, such as ddim:50 dpm++:20, instead of --sampler and --steps",
+    )
+    native.add_argument(
+        "--batch",
+        type=common.positive,
+        nargs="+",
+        metavar="N",
+        help="images at once to plan for; others work too (default: 1 16)",
     )
     form = parser.add_argument_group("the file")
     form.add_argument(
@@ -89,8 +105,13 @@ Exporter = Callable[[argparse.Namespace, "Ticket"], tuple[dict[str, Any], str]]
 def _onnx(args: argparse.Namespace, ticket: Ticket) -> tuple[dict[str, Any], str]:
     from sparse_ddpm_export import Export, Form
 
+    from sparse_ddpm.errors import ConfigError, expected
     from sparse_ddpm.files import write_atomically
 
+    for name in ("samplers", "batch"):
+        if getattr(args, name) is not None:
+            got = f"--what {args.what}"
+            raise ConfigError(expected(f"--{name}", "--what native beside it", got))
     form = Form(args.weights, args.dtype, *(() if args.opset is None else (args.opset,)))
     export = Export(ticket, args.what, **_sampling(args))
     content = export.content(form)
@@ -117,6 +138,12 @@ def _onnx(args: argparse.Namespace, ticket: Ticket) -> tuple[dict[str, Any], str
     )
 
 
+def _native(args: argparse.Namespace, ticket: Ticket) -> tuple[dict[str, Any], str]:
+    from sparse_ddpm.cli.export_native import export_native
+
+    return export_native(args, ticket, _sampling(args))
+
+
 def _sampling(args: argparse.Namespace) -> dict[str, Any]:
     """The settings of a sampler that were given; `ConfigError` where ``--what`` has none."""
     from sparse_ddpm.errors import ConfigError, expected
@@ -126,7 +153,7 @@ def _sampling(args: argparse.Namespace) -> dict[str, Any]:
         for name in ("sampler", "steps", "eta", "seed", "images")
         if getattr(args, name) is not None
     }
-    known = {"sampler": 5, "step": 3}.get(args.what, 0)
+    known = {"sampler": 5, "step": 3, "native": 3}.get(args.what, 0)
     for name in given:
         if name not in ("sampler", "steps", "eta", "seed", "images")[:known]:
             raise ConfigError(expected(f"--{name}", f"none with --what {args.what}", given[name]))
@@ -135,4 +162,9 @@ def _sampling(args: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
-EXPORTERS: dict[str, Exporter] = {"denoiser": _onnx, "sampler": _onnx, "step": _onnx}
+EXPORTERS: dict[str, Exporter] = {
+    "denoiser": _onnx,
+    "sampler": _onnx,
+    "step": _onnx,
+    "native": _native,
+}
