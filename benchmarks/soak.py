@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -29,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from sparse_ddpm.api import Sampler
-from sparse_ddpm.bench.machine import cores, machine
+from sparse_ddpm.bench.machine import cores, machine, resident_mib
 from sparse_ddpm.cli.common import positive, synthetic
 from sparse_ddpm.errors import SparseDDPMError
 from sparse_ddpm.files import write_atomically
@@ -72,16 +70,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all reports there")
     parser.add_argument("--worker", nargs="+", metavar="TICKET", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
-
-
-def resident_mib() -> float:
-    """Memory of this process in RAM; where the system does not tell, the most there ever was."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def work(tickets: Sequence[str], threads: int, report_s: float) -> None:

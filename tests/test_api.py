@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -141,7 +142,8 @@ def test_sampling_needs_no_torch(ticket: Ticket, tmp_path: Path) -> None:
 
 
 def test_public_names_exist() -> None:
-    for name in sparse_ddpm.__all__:
+    absent = {"UNet2D"} if importlib.util.find_spec("diffusers") is None else set()
+    for name in set(sparse_ddpm.__all__) - absent:
         assert getattr(sparse_ddpm, name) is not None
     assert set(dir(sparse_ddpm)) == set(sparse_ddpm.__all__)
     with pytest.raises(AttributeError, match="nobody"):

@@ -87,7 +87,8 @@ class Sampler:
         self.program = lower(ticket)
         self.device = device
         self._settings = Settings(self.program, device, threads, dtype)
-        most = _concurrency(device, threads) if concurrency is None else concurrency
+        own = _concurrency(device, threads)
+        most = own if concurrency is None else concurrency
         self.workers = Workers(self._settings, most)
         self._engines: dict[int, Engine] = {}
 
@@ -323,11 +324,14 @@ class Sampler:
 
 
 def _concurrency(device: str, threads: int | None) -> int:
-    if device == "cuda" or threads is None:
+    """Calls that compute at once unless the caller says otherwise."""
+    if device not in ("auto", "cpu"):
         return 1
+    # Imported now and not by the first call: a thread that forks while another one imports makes a
+    # process in which that import never ends.
     from sparse_ddpm.engine.cpu import default_threads
 
-    return max(1, default_threads() // max(1, threads))
+    return 1 if threads is None else max(1, default_threads() // max(1, threads))
 
 
 def _is_true(answer: object) -> bool:

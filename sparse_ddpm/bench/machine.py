@@ -6,6 +6,8 @@ import importlib.metadata
 import os
 import platform
 import re
+import resource
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +74,13 @@ def caches() -> dict[str, int]:
 def memory_mib() -> int:
     """Of the whole machine."""
     return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20)
+
+
+def resident_mib() -> float:
+    """Memory of this process in RAM; where the system does not tell, the most there ever was."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20

@@ -51,6 +51,7 @@ class CpuEngine(Engine):
     panels (default: the plan chooses). ``profile``: see `timings`.
     Environment: ``SPARSE_DDPM_ISA`` forces an instruction set, ``SPARSE_DDPM_POISON=1`` fills the
     memory of activations with NaN before every run (for tests).
+    In a forked process an engine works on, with threads of its own.
     Raises `EngineError` on unusable arguments, when the native library is missing, or when this
     machine lacks ``dtype``.
     """
@@ -82,15 +83,21 @@ class CpuEngine(Engine):
         self._table = np.zeros((0, self._films.width), np.float32)
         self._output_shape = program.shapes[program.output]
         poison = POISON if os.environ.get("SPARSE_DDPM_POISON") == "1" else 0
+        self._flags = poison | (PROFILE if profile else 0) | precision
+        self._closed = False
+        self._executor = self._make_executor()
+
+    def _make_executor(self) -> Executor:
         ops = _Ops(self.plan, self._films)
         self._names = ops.names
+        self._process = os.getpid()
         try:
-            self._executor = Executor(
+            return Executor(
                 ops.ops,
                 arena=self.plan.arena.size,
                 lanes=self.plan.lanes,
-                threads=threads,
-                flags=poison | (PROFILE if profile else 0) | precision,
+                threads=self.threads,
+                flags=self._flags,
             )
         except KernelError as error:
             raise EngineError(str(error)) from error
@@ -111,6 +118,11 @@ class CpuEngine(Engine):
         return self._run(x, step)
 
     def _run(self, x: Images, step: int) -> Images:
+        if self._process != os.getpid():
+            # A fork has no threads of ours, and whoever held the lock may not be here to give it.
+            if self._closed:
+                raise EngineError(expected("CPU engine", "an open engine", "a closed one"))
+            self._executor = self._make_executor()
         out = np.empty((len(x), *self._output_shape), dtype=np.float32)
         row = self._table.ctypes.data + step * self._table.strides[0] if self._films.width else None
         try:
@@ -169,7 +181,9 @@ class CpuEngine(Engine):
         """End the threads and free the memory; `run` then raises `EngineError`."""
         if self._tracer is not None and self._tracer is not self:
             self._tracer.close()
-        self._executor.close()
+        self._closed = True
+        if self._process == os.getpid():
+            self._executor.close()
 
     def __enter__(self) -> CpuEngine:
         return self
