@@ -77,7 +77,8 @@ def test_top_level_names() -> None:
         pytest.skip("not a git checkout")
     tops = {name.split("/")[0] for name in listed.stdout.split()}
     fixed = {"pyproject.toml", "sparse_ddpm", "kernels", "export", "benchmarks", "tests"}
-    beside = {"README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "CMakeLists.txt", "docs"}
+    files = {"README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "CMakeLists.txt"}
+    beside = files | {"docs", "examples"}
     assert fixed <= tops
     assert {name for name in tops if not name.startswith(".")} <= fixed | beside
 
