@@ -33,8 +33,8 @@ def strided(weight: Weight, mask: Mask | None, padding: int) -> tuple[Weight, Ma
 
     ``weight``: ``[Cout, Cin, 3, 3]``; ``padding``: 1 on all sides, or 0, which stands for one
     column and one row of zeros at the right and at the bottom. Tap r of output row h reads row
-    ``2 h + r - padding = 2 (h + d) + i``: channel ``(c, i)``, tap d. Of the ``4 Cin * 9`` columns of
-    what is returned as many hold weights as before.
+    ``2 h + r - padding = 2 (h + d) + i``: channel ``(c, i)``, tap d. Of the ``4 Cin * 9`` columns
+    of what is returned as many hold weights as before.
     """
     cout, cin = weight.shape[:2]
     wide = np.zeros((cout, cin, 2, 2, 3, 3), np.float32)
