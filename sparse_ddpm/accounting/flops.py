@@ -50,3 +50,14 @@ def program_flops(program: Program) -> OperationFlops:
     for operation in program.operations:
         total += operation_flops(operation, program.shapes)
     return total
+
+
+def time_flops(program: Program) -> OperationFlops:
+    """FLOPs of one row of the time table: the time MLP and the FiLM maps, once per schedule's step.
+
+    ``surviving``: stored weights of the maps; the MLP is never pruned. What is executed is dense.
+    """
+    time = program.time
+    mlp = 2 * (time.weight1.size + time.weight2.size)
+    rows, columns = time.film.shape
+    return OperationFlops(mlp + 2 * rows * columns, mlp + 2 * time.film.nnz)

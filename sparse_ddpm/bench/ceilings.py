@@ -1,53 +1,25 @@
-"""What the machine can do at most, and which level of memory serves a layer."""
+"""What the machine can do at most, measured, and kept for those who cannot wait for it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import os
+from pathlib import Path
 from typing import Any
 
-from sparse_ddpm_kernels import ceiling, default_isa
+from sparse_ddpm_kernels import KernelError, ceiling, default_isa
 
-from sparse_ddpm.bench.machine import caches
+from sparse_ddpm.accounting.limits import MEMORY, Ceilings, Level, reference_ceilings
+from sparse_ddpm.bench.machine import caches, cpu_name
+from sparse_ddpm.errors import SparseDDPMError
+from sparse_ddpm.files import write_atomically
 
-MEMORY = "memory"
+__all__ = ["Ceilings", "Level", "kept_ceilings", "keep_ceilings", "measure_ceilings"]
+
 LEAST_MEMORY = 256 << 20
 """Bytes that no cache holds, all threads together."""
 TYPICAL = {"L1": 32 << 10, "L2": 512 << 10, "L3": 16 << 20}
 """Where the system does not tell the sizes of its caches."""
-
-
-@dataclass(frozen=True, slots=True)
-class Level:
-    """A cache or the memory. ``size``: bytes that all threads together keep there (0: no end)."""
-
-    name: str
-    size: int
-    bytes_per_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Ceilings:
-    """Of ``threads`` threads together. ``flops_per_s``: float32, a multiply-add as two."""
-
-    isa: str
-    threads: int
-    flops_per_s: float
-    levels: tuple[Level, ...]
-
-    def level(self, size: int) -> Level:
-        """The first level below L1 that holds ``size`` bytes: what one operation leaves for the
-        next lies there.
-        """
-        below = [level for level in self.levels if level.name != "L1"]
-        return next(level for level in below if level.size == 0 or size <= level.size)
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "isa": self.isa,
-            "threads": self.threads,
-            "gflops_per_s": round(self.flops_per_s / 1e9, 2),
-            "gbytes_per_s": {n.name: round(n.bytes_per_s / 1e9, 2) for n in self.levels},
-        }
 
 
 def measure_ceilings(threads: int, isa: str | None = None) -> Ceilings:
@@ -70,3 +42,55 @@ def measure_ceilings(threads: int, isa: str | None = None) -> Ceilings:
         flops_per_s=ceiling.peak_flops(isa, threads),
         levels=tuple(levels),
     )
+
+
+def keep_ceilings(found: Ceilings) -> None:
+    """Keep what was measured in the user's cache, by processor, instruction set and threads.
+
+    A cache that cannot be written is no reason to fail: the figures are then measured again.
+    """
+    path = _kept()
+    document = {**_read(path), _key(found.isa, found.threads): _plain(found)}
+    text = json.dumps(document, indent=1) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda file: file.write(text.encode()))
+    except (OSError, SparseDDPMError):
+        return
+
+
+def kept_ceilings(threads: int) -> Ceilings:
+    """What `keep_ceilings` kept for this machine, else the reference's; ``source`` says which."""
+    try:
+        isa = default_isa()
+    except KernelError:
+        return reference_ceilings(threads)
+    kept: Any = _read(_kept()).get(_key(isa, threads))
+    try:
+        levels = tuple(Level(*level) for level in kept["levels"])
+        return Ceilings(isa, threads, float(kept["flops_per_s"]), levels, "measured earlier")
+    except (KeyError, TypeError, ValueError):
+        return reference_ceilings(threads)
+
+
+def _plain(found: Ceilings) -> dict[str, object]:
+    levels = [[level.name, level.size, level.bytes_per_s] for level in found.levels]
+    return {"flops_per_s": found.flops_per_s, "levels": levels}
+
+
+def _key(isa: str, threads: int) -> str:
+    return f"{cpu_name()}, {isa}, {threads} threads"
+
+
+def _kept() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME")
+    folder = Path(cache) if cache else Path.home() / ".cache"
+    return folder / "sparse-ddpm" / "ceilings.json"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sparse_ddpm.accounting import OperationAccount, account
-from sparse_ddpm.bench.ceilings import Ceilings
+from sparse_ddpm.accounting import Ceilings, OperationAccount, account
 from sparse_ddpm.engine.cpu import CpuEngine
 from sparse_ddpm.engine.plan import DTYPES
 from sparse_ddpm.program import Program

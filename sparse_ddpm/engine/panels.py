@@ -5,6 +5,7 @@ Made from any weight format when an engine is planned, never stored.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -50,6 +51,9 @@ float32 fitted to whole steps (benchmarks/cost_model.py), the others measured al
 
 FEW = 0.01
 """Share of the columns that dense panels may lack."""
+
+HALVED = 1e-4
+"""How near a break-even density is found."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -155,3 +159,29 @@ def choose_group(
     density = weight.nnz / max(rows * columns, 1)
     reason = f"{density:.1%} stored; {why}{times}"
     return GroupChoice(group, entries[group], reason, dense, relative)
+
+
+def break_even(rows: int, columns: int, entry_costs: Costs = FLOAT32_COSTS, unit: int = 1) -> float:
+    """The density from which a weight runs dense by estimate: pruning then saves it nothing.
+
+    For random masks of units of ``unit`` rows of one column: panels of G rows have a column unless
+    all their units lack it. 1.0 where every density below pays.
+    """
+
+    def dense(density: float) -> bool:
+        times = {}
+        for group, (cost, first) in entry_costs.items():
+            if group > max(rows, 1):
+                continue
+            kept = 1.0 - (1.0 - density) ** max(1.0, group / unit)
+            panels = math.ceil(rows / group)
+            times[group] = panels * (kept * columns * cost + group * first), kept
+        return min(times.values())[1] >= 1.0 - FEW
+
+    low, high = 0.0, 1.0
+    if not dense(1.0 - FEW - HALVED):
+        return 1.0
+    while high - low > HALVED:
+        middle = (low + high) / 2
+        low, high = (low, middle) if dense(middle) else (middle, high)
+    return high

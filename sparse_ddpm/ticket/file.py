@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sparse_ddpm.errors import ConfigError, TicketError, expected
 from sparse_ddpm.files import write_atomically
-from sparse_ddpm.ticket.content import from_content, to_content
+from sparse_ddpm.ticket.content import Content, from_content, shown, to_content
 from sparse_ddpm.ticket.safetensors_file import (
     looks_like_safetensors,
     read_safetensors_file,
@@ -34,6 +34,21 @@ def load_ticket(path: str | os.PathLike[str]) -> Ticket:
         raise TicketError(f"{os.fspath(path)}: {error}") from error
 
 
+def read_content(path: str | os.PathLike[str]) -> Content:
+    """What a ticket's file holds, as `sparse_ddpm.ticket.content` describes it, arrays undecoded.
+
+    Raises `TicketError` where there is no readable file of either format. What the content says is
+    not checked: `load_ticket` does that.
+    """
+    try:
+        content = _parse(memoryview(_read(path)))
+        if not isinstance(content, dict):
+            raise TicketError(expected("content", "a table", shown(content)))
+    except TicketError as error:
+        raise TicketError(f"{os.fspath(path)}: {error}") from error
+    return content
+
+
 def save_ticket(ticket: Ticket, path: str | os.PathLike[str]) -> None:
     """Write ``ticket`` in the format that the suffix says: ``.pt`` or ``.safetensors``.
 
@@ -41,15 +56,24 @@ def save_ticket(ticket: Ticket, path: str | os.PathLike[str]) -> None:
     in its place, so that a failure leaves what was there before. Raises `TicketError`.
     """
     path = Path(path)
+    data = _written(ticket, path)
+    write_atomically(path, lambda file: file.write(data), TicketError)
+
+
+def _written(ticket: Ticket, path: Path) -> bytes:
     writer = _WRITERS.get(path.suffix)
     if writer is None:
         wanted = f"a name that ends in {' or '.join(_WRITERS)}"
         raise TicketError(expected(f"{path}", wanted, repr(path.suffix)))
     try:
-        data = writer(to_content(ticket))
+        return writer(to_content(ticket))
     except TicketError as error:
         raise TicketError(f"{path}: {error}") from error
-    write_atomically(path, lambda file: file.write(data), TicketError)
+
+
+def file_bytes(ticket: Ticket, suffix: str = ".pt") -> int:
+    """The size of the file that `save_ticket` would write. Raises `TicketError`."""
+    return len(_written(ticket, Path(f"ticket{suffix}")))
 
 
 def _parse(data: memoryview) -> object:

@@ -67,6 +67,9 @@ PROGRAMS = 264
 PIXELS = 128
 """Pixels times images of a program, for the estimates."""
 
+NEAR = 1e-3
+"""How near a break-even density is found."""
+
 LOOP = {"elements": 8, "cudnn": 64, **{f"panels:{group}": 64 for group in GROUPS}}
 """Entries of one trip."""
 
@@ -139,6 +142,54 @@ def choose_kernel(
         reason + ", ".join(others),
         measured is not None and how == "measured",
     )
+
+
+def break_even(
+    operation: Conv,
+    shape: Shape,
+    images: int,
+    dtype: str,
+    unit: int = 1,
+    extra_us: Mapping[str, float] = MappingProxyType({}),
+) -> float:
+    """The density from which cuDNN, dense, is estimated as fast as anything sparse.
+
+    For random masks of units of ``unit`` rows of one column; arguments as `choose_kernel`'s. 1.0
+    where sparse kernels are faster at every density.
+    """
+    weight = operation.weight
+    rows, columns = weight.shape
+    moved = _bytes(operation, shape, images, dtype)
+
+    def time(kind: str, density: float) -> float:
+        group = group_of(kind)
+        kept = 1.0 - (1.0 - density) ** max(1.0, group / unit)
+        panels = 1 if group == 0 else math.ceil(rows / group)
+        entries = [columns if group == 0 else round(kept * columns)] * panels
+        found = _estimate(kind, weight, entries, shape, images, dtype, moved)
+        return found + extra_us.get(kind, 0.0)
+
+    dense = time("cudnn", 1.0)
+
+    def pays(density: float) -> bool:
+        return min(time(kind, density) for kind in KINDS if kind != "cudnn") < dense
+
+    if pays(1.0):
+        return 1.0
+    low, high = 0.0, 1.0
+    while high - low > NEAR:
+        middle = (low + high) / 2
+        low, high = (middle, high) if pays(middle) else (low, middle)
+    return high
+
+
+def executed_entries(weight: Matrix, kind: str) -> int:
+    """Entries of all panels of ``kind`` as its kernel runs them: in whole trips of its loop."""
+    group = group_of(kind)
+    if group == 0:
+        return weight.shape[1]
+    counts = np.count_nonzero(union_columns(weight.stored(), group), axis=1)
+    return int((-(-counts // LOOP[kind])).sum()) * LOOP[kind]
 
 
 def _entries(weight: Matrix) -> dict[str, list[int]]:
