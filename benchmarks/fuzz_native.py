@@ -24,15 +24,36 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from sparse_ddpm.cli.common import positive
 from sparse_ddpm.errors import TicketError
 from sparse_ddpm.files import write_atomically
+from sparse_ddpm.formats import CSR, Dense
 from sparse_ddpm.lower import lower
 from sparse_ddpm.native import write_native
+from sparse_ddpm.program import (
+    Add,
+    Concat,
+    Conv,
+    LinearAttention,
+    NormAct,
+    Program,
+    SpaceToDepth,
+    TimeEmbedding,
+    Upsample2x,
+)
 from sparse_ddpm.sampling import make_table
-from sparse_ddpm.ticket import Ticket, UNetConfig, load_ticket, save_ticket, synthetic_ticket
+from sparse_ddpm.ticket import (
+    DiffusionConfig,
+    Ticket,
+    UNetConfig,
+    load_ticket,
+    save_ticket,
+    synthetic_ticket,
+)
 from sparse_ddpm.ticket.stored_zip import read_stored_zip, write_stored_zip
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,20 +99,53 @@ def tickets() -> Iterator[tuple[str, Ticket]]:
         yield name, synthetic_ticket(config, sparsity, pattern, seed=seed)
 
 
+def odd_program() -> Program:
+    """The operations that no U-Net here has: a bias of time, sums, copies, attention on its own."""
+    rng = np.random.default_rng(0)
+
+    def dense(*shape: int) -> NDArray[np.float32]:
+        return rng.standard_normal(shape, np.float32)
+
+    def sparse(*shape: int) -> CSR:
+        return CSR.from_dense(dense(*shape), rng.random(shape) < 0.5)
+
+    time = TimeEmbedding(
+        4, dense(8, 4), dense(8), dense(8, 8), dense(8), Dense(dense(12, 8)), dense(12)
+    )
+    operations = (
+        Conv("a", "x", sparse(4, 2 * 9), 3, bias=dense(4), film=0),
+        NormAct("b", "a", 2, dense(4), dense(4), film=4),
+        Conv("qkv", "b", sparse(12, 4), 1, bias=dense(12)),
+        LinearAttention("c", "qkv", 2, 2),
+        Add("d", "c", "b"),
+        Concat("e", "d", "d"),
+        SpaceToDepth("f", "e"),
+        Conv("g", "f", sparse(3, 32 * 25), 5, bias=dense(3)),
+        Upsample2x("h", "g"),
+        Concat("i", "h", "a"),
+        NormAct("j", "h", 1, dense(3), dense(3), silu=False, residual="h"),
+        Concat("k", "i", "j"),
+        Conv("l", "k", sparse(2, 10), 1, residual="x"),
+    )
+    return Program(operations, "x", (2, 6, 6), "l", time)
+
+
 def make_models(folder: Path) -> list[Path]:
-    """A sound file of every ticket for each of `BATCHES`."""
+    """A sound file of every program for each of `BATCHES`."""
     folder.mkdir(parents=True, exist_ok=True)
+    programs = {name: lower(ticket) for name, ticket in tickets()} | {"odd": odd_program()}
+    diffusion = DiffusionConfig()
+    samplers = {
+        "ddim-3": make_table(diffusion, steps=3),
+        "ddpm-4": make_table(diffusion, sampler="ddpm", steps=4),
+        "dpm++-5": make_table(diffusion, sampler="dpm++", steps=5),
+    }
     paths = []
-    for name, ticket in tickets():
-        samplers = {
-            "ddim-3": make_table(ticket.diffusion, steps=3),
-            "ddpm-4": make_table(ticket.diffusion, sampler="ddpm", steps=4),
-            "dpm++-5": make_table(ticket.diffusion, sampler="dpm++", steps=5),
-        }
+    for name, program in programs.items():
         for batches in BATCHES:
             path = folder / f"{name}-{'-'.join(map(str, batches))}.sddpm"
             text = {"dataset": "synthetic", "seed": "0"}
-            write_native(path, lower(ticket), samplers, batches=batches, text=text)
+            write_native(path, program, samplers, batches=batches, text=text)
             paths.append(path)
     return paths
 
