@@ -207,9 +207,9 @@ def torch_values(ticket: Ticket) -> Callable[[NDArray[Any], float], Values]:
     """A function from images ``[N, C, H, W]`` and t to every module's output, in float64."""
     import torch
 
-    from sparse_ddpm.model.unet import UNet
+    from sparse_ddpm.model.build import build_model
 
-    model = UNet(ticket.architecture)
+    model = build_model(ticket.architecture)
     model.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in ticket.weights.items()})
     model.set_masks({k: torch.from_numpy(v.copy()) for k, v in ticket.masks.items()})
     model = model.double().eval()

@@ -14,6 +14,7 @@ from sparse_ddpm.errors import SparseDDPMError
 COMMANDS = (
     "sample",
     "train",
+    "convert",
     "inspect",
     "verify",
     "bench",

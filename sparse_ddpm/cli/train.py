@@ -26,6 +26,15 @@ def add_parser(subparsers: Any) -> None:
     add = parser.add_argument
     add("--data", metavar="SPEC", help="mnist:DIR, cifar10:PATH, cifar100:PATH or images:PATH")
     add("--out", required=True, type=Path, metavar="DIR", help="the folder of this run")
+    add(
+        "--from",
+        dest="begin",
+        type=Path,
+        default=None,
+        metavar="TICKET",
+        help="begin with this ticket, its network and diffusion: train on under its mask for "
+        "--steps steps or, with --rounds or --sparsity, prune on from there",
+    )
     add("--resume", action="store_true", default=False, help="go on with the run in --out")
     add("--download", action="store_true", default=False, help="fetch official data if missing")
     network = parser.add_argument_group("network and diffusion")
@@ -213,7 +222,7 @@ def run(args: argparse.Namespace) -> int:
             expected("train", "torch (pip install 'sparse-ddpm[train]')", "none installed")
         ) from error
     given = vars(args)
-    not_settings = ("command", "run", "out", "resume", "download", "control", "similar_to")
+    not_settings = ("command", "run", "out", "begin", "resume", "download", "control", "similar_to")
     chosen = {
         name: value
         for name, value in given.items()
@@ -227,6 +236,7 @@ def run(args: argparse.Namespace) -> int:
         resume=args.resume,
         download=args.download,
         controls=args.control,
+        begin=args.begin,
         similar_to=args.similar_to,
         costs=weight_costs,
         steps_per_checkpoint=args.steps_per_checkpoint,

@@ -9,10 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from sparse_ddpm.convert.options import Options
+from sparse_ddpm.convert.prune import prune_ticket
 from sparse_ddpm.errors import TicketError, expected
 from sparse_ddpm.ticket import Ticket
 
-__all__ = ["Options", "convert"]
+__all__ = ["Options", "convert", "prune_ticket"]
 
 
 def convert(path: str | Path, options: Options | None = None) -> Ticket:

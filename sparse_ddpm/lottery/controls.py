@@ -15,7 +15,8 @@ import dataclasses
 import re
 
 from sparse_ddpm.errors import ConfigError, expected
-from sparse_ddpm.lottery.settings import Settings
+from sparse_ddpm.lottery.settings import FineTuning, Settings
+from sparse_ddpm.ticket import UNetConfig
 
 MASKED = ("reinit", "random-mask")
 
@@ -35,6 +36,8 @@ def narrow_settings(settings: Settings, control: str) -> Settings:
     fraction = _fraction(control)
     assert fraction is not None
     config = settings.architecture
+    if isinstance(settings, FineTuning) or not isinstance(config, UNetConfig):
+        raise ConfigError(expected(f"control {control}", "a run without --from", "one with it"))
     dim = config.groups * max(1, round(fraction * config.dim / config.groups))
     if dim >= config.dim:
         what = f"control {control}: width in multiples of {config.groups}"

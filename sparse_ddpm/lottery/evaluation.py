@@ -11,8 +11,8 @@ from sparse_ddpm.errors import DataError, expected
 from sparse_ddpm.lottery import randomness
 from sparse_ddpm.lottery.settings import Settings
 from sparse_ddpm.lottery.training import to_unit_range
+from sparse_ddpm.model.build import Denoiser
 from sparse_ddpm.model.diffusion import Diffusion, loss
-from sparse_ddpm.model.unet import UNet
 from sparse_ddpm.sampling.loop import sample_loop, to_uint8
 from sparse_ddpm.sampling.table import make_table
 
@@ -31,7 +31,9 @@ def split(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def held_out_loss(settings: Settings, diffusion: Diffusion, model: UNet, images: Tensor) -> float:
+def held_out_loss(
+    settings: Settings, diffusion: Diffusion, model: Denoiser, images: Tensor
+) -> float:
     """Mean loss on ``images`` uint8 ``[N, C, H, W]``, the same noise and timesteps in every run.
 
     The timesteps are spread evenly over all, so that the mean has little variance; float32
@@ -54,7 +56,7 @@ def held_out_loss(settings: Settings, diffusion: Diffusion, model: UNet, images:
 
 
 @torch.no_grad()
-def draw(settings: Settings, model: UNet, count: int = GRID * GRID) -> NDArray[np.uint8]:
+def draw(settings: Settings, model: Denoiser, count: int = GRID * GRID) -> NDArray[np.uint8]:
     """``count`` images, uint8 ``[N, H, W, C]``, in 25 DDIM steps."""
     model.eval()
     architecture = settings.architecture

@@ -30,24 +30,31 @@ from sparse_ddpm.lottery.patterns import (
     unit_sizes,
 )
 from sparse_ddpm.lottery.randomness import generator
-from sparse_ddpm.ticket.config import Pattern, UNetConfig
-from sparse_ddpm.ticket.parameters import Parameter, unet_parameters
+from sparse_ddpm.ticket import Architecture, Parameter, Pattern, parameters_of
 
 Masks = dict[str, NDArray[np.bool_]]
 
 
-def density_after(round_: int, *, fraction: float, sparsity: float | None, rounds: int) -> Fraction:
-    """Part of the prunable weights that survives round ``round_``; 1 in round 0.
+def density_after(
+    round_: int,
+    *,
+    fraction: float,
+    sparsity: float | None,
+    rounds: int,
+    begin: Fraction = Fraction(1),
+) -> Fraction:
+    """Part of the prunable weights that survives round ``round_``; ``begin`` in round 0.
 
-    Either ``(1 - fraction) ** round``, or, with ``sparsity``, the same geometric decay chosen so
-    that the last of ``rounds`` ends at ``1 - sparsity``. Decimal numbers are taken as they are
+    Either ``begin (1 - fraction) ** round``, or, with ``sparsity``, the same geometric decay chosen
+    so that the last of ``rounds`` ends at ``1 - sparsity``. Decimal numbers are taken as they are
     written (0.2 is 1/5), so counts do not depend on how a float rounds.
     """
     if sparsity is None:
-        return (1 - Fraction(str(fraction))) ** round_
+        return begin * (1 - Fraction(str(fraction))) ** round_
     if round_ == rounds:
         return 1 - Fraction(str(sparsity))
-    return Fraction((1.0 - sparsity) ** (round_ / rounds))
+    first = float(begin)
+    return Fraction(first * ((1.0 - sparsity) / first) ** (round_ / rounds))
 
 
 def survivors(size: int, density: Fraction) -> int:
@@ -58,12 +65,12 @@ def survivors(size: int, density: Fraction) -> int:
     return max(1, math.floor(size * density))
 
 
-def prunable(architecture: UNetConfig) -> list[Parameter]:
+def prunable(architecture: Architecture) -> list[Parameter]:
     """The parameters that masks are made for, in the order of the forward pass."""
-    return [p for p in unet_parameters(architecture) if p.prunable]
+    return [p for p in parameters_of(architecture) if p.prunable]
 
 
-def dense_masks(architecture: UNetConfig) -> Masks:
+def dense_masks(architecture: Architecture) -> Masks:
     """Masks that prune nothing."""
     return {p.name: np.ones(p.shape, bool) for p in prunable(architecture)}
 
@@ -78,7 +85,7 @@ def prune(
     masks: Masks,
     density: Fraction,
     *,
-    architecture: UNetConfig,
+    architecture: Architecture,
     allocation: str = "uniform",
     pattern: Pattern = ELEMENT,
     layers: Layers | None = None,

@@ -10,12 +10,14 @@ ends with the files of one that was not.
     OUT/round-03/samples.png      drawn from it
     OUT/round-03/weights.pt       raw weights and masks, what the next round begins with
     OUT/round-03/checkpoint.pt    while the round trains
+    OUT/start.pt                  with a ticket to begin with: that ticket
     OUT/round-00/rewind.pt        with late rewinding: the weights after K steps
     OUT/round-00/orders.json      with permutation: the order of channels from round 1 on
     OUT/control-reinit/           like a round, trained after the last one
     OUT/metrics.jsonl             the metrics of all units, one a line
     OUT/ticket.pt, ticket.safetensors
 
+A run that begins with a ticket begins with its weights and its masks, and prunes on from there.
 With permutation, what later rounds begin with is the weights of the first ones in the order that
 was found after round 0: the same functions, other places.
 """
@@ -49,7 +51,7 @@ from sparse_ddpm.lottery.files import read_json, write_json, write_text
 from sparse_ddpm.lottery.gradual import mask_updates
 from sparse_ddpm.lottery.progress import Bar
 from sparse_ddpm.lottery.pruning import Masks
-from sparse_ddpm.lottery.settings import Settings
+from sparse_ddpm.lottery.settings import FineTuning, Settings
 from sparse_ddpm.lottery.training import (
     Gradual,
     Trained,
@@ -60,27 +62,26 @@ from sparse_ddpm.lottery.training import (
     save_torch,
     train_round,
 )
+from sparse_ddpm.model.build import Denoiser, build_model
 from sparse_ddpm.model.diffusion import Diffusion
-from sparse_ddpm.model.unet import UNet
 from sparse_ddpm.pictures import save_grid
 from sparse_ddpm.sampling.schedule import alphas_cumprod
-from sparse_ddpm.ticket import Ticket, load_ticket, save_ticket
+from sparse_ddpm.ticket import Ticket, UNetConfig, load_ticket, parameters_of, save_ticket
 from sparse_ddpm.ticket.config import Pattern, Provenance
-from sparse_ddpm.ticket.parameters import unet_parameters
 
 
 def initial_weights(settings: Settings, purpose: str = "weights") -> Weights:
     """Random weights, a function of the seed and the purpose (``weights`` or ``reinit``)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(randomness.torch_seed(settings.seed, purpose))
-        model = UNet(settings.architecture)
+        model = build_model(settings.architecture)
     return {name: p.detach() for name, p in model.named_parameters()}
 
 
 def sha256_of(settings: Settings, weights: Weights) -> str:
     """Hash of all weights as little-endian float32, in the order of the forward pass."""
     digest = hashlib.sha256()
-    for parameter in unet_parameters(settings.architecture):
+    for parameter in parameters_of(settings.architecture):
         digest.update(weights[parameter.name].numpy().astype("<f4").tobytes())
     return digest.hexdigest()
 
@@ -119,8 +120,14 @@ class Run:
         self.train_images, self.held_out = (part.to(device) for part in split(pixels))
         abar = alphas_cumprod(settings.diffusion)
         self.diffusion = Diffusion(settings.diffusion, abar).to(device)
-        self.initial = initial_weights(settings)
-        self.initial_sha256 = sha256_of(settings, self.initial)
+        self.begin = settings.ticket if isinstance(settings, FineTuning) else None
+        if self.begin is None:
+            self.initial = initial_weights(settings)
+            self.initial_sha256 = sha256_of(settings, self.initial)
+        else:
+            self.initial = {n: torch.from_numpy(w.copy()) for n, w in self.begin.weights.items()}
+            before = self.begin.provenance.initial_sha256
+            self.initial_sha256 = before or sha256_of(settings, self.initial)
 
     def execute(self, *, quiet: bool = False) -> list[dict[str, Any]]:
         """Do what is not done yet; return the metrics of all rounds and controls."""
@@ -204,12 +211,18 @@ class Run:
             fraction=settings.prune_fraction,
             sparsity=settings.sparsity,
             rounds=settings.rounds,
+            begin=Fraction(pruning.density_of(self._first_masks())),
         )
+
+    def _first_masks(self) -> Masks:
+        """The masks that the run begins with."""
+        masks = pruning.dense_masks(self.settings.architecture)
+        return masks if self.begin is None else {name: self.begin.mask(name) for name in masks}
 
     def _masks(self, round_: int) -> Masks:
         """The masks that a round begins with."""
         if round_ == 0 or self.settings.gradual:
-            return pruning.dense_masks(self.settings.architecture)
+            return self._first_masks()
         weights, masks = self._load(round_ - 1)
         if round_ == 1:
             weights = self._permuted(weights)
@@ -236,13 +249,15 @@ class Run:
         """``weights`` of round 0 or before in the order of channels that later rounds have."""
         if not self.settings.permute:
             return weights
-        spaces = permutation.channel_spaces(self.settings.architecture)
+        config = self.settings.architecture
+        assert isinstance(config, UNetConfig)
+        spaces = permutation.channel_spaces(config)
         path = self._folder(0) / "orders.json"
         if not path.exists():
             dense = masked_model(self.settings, *self._load(0))
             found = permutation.find_permutations(
                 effective_arrays(dense),
-                self.settings.architecture,
+                config,
                 self.pattern,
                 self._density(self.settings.rounds),
             )
@@ -263,13 +278,14 @@ class Run:
             return self._permuted(weights) if round_ == 1 else weights
         return self._permuted(load_torch(self._folder(0) / "rewind.pt"))
 
-    def _teacher(self) -> UNet | None:
-        """The dense average, if pruned networks learn from it."""
+    def _teacher(self) -> Denoiser | None:
+        """The average of round 0, if pruned networks learn from it."""
         if self.settings.distil == 0.0:
             return None
-        average = load_ticket(self._folder(0) / "ticket.pt").weights
-        weights = {name: torch.from_numpy(weight.copy()) for name, weight in average.items()}
-        return masked_model(self.settings, weights, {}).eval().requires_grad_(False)
+        average = load_ticket(self._folder(0) / "ticket.pt")
+        weights = {name: torch.from_numpy(w.copy()) for name, w in average.weights.items()}
+        masks = {name: mask.copy() for name, mask in average.masks.items()}
+        return masked_model(self.settings, weights, masks).eval().requires_grad_(False)
 
     def _unit(
         self,
@@ -340,15 +356,18 @@ class Run:
     def _ticket(
         self, settings: Settings, trained: Trained, round_: int, held: float, control: str | None
     ) -> Ticket:
-        command = self.settings.command()
+        command, first, rewinding = self.settings.command(), 0, settings.rewind
+        if self.begin is not None:
+            first = self.begin.provenance.round
+            rewinding = rewinding if round_ > 0 else self.begin.provenance.rewinding
         return Ticket(
             architecture=settings.architecture,
             diffusion=settings.diffusion,
             provenance=Provenance(
                 dataset=self.dataset,
                 seed=settings.seed,
-                round=round_,
-                rewinding=settings.rewind if control is None else f"control {control}",
+                round=first + round_,
+                rewinding=rewinding if control is None else f"control {control}",
                 allocation=settings.allocation,
                 pattern=settings.pattern,
                 sparsity=1.0 - pruning.density_of(trained.masks),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,12 +17,13 @@ from sparse_ddpm.errors import ConfigError, expected
 from sparse_ddpm.lottery.files import locked, read_json, write_json
 from sparse_ddpm.lottery.pruning import density_after
 from sparse_ddpm.lottery.run import Run
-from sparse_ddpm.lottery.settings import Settings
+from sparse_ddpm.lottery.settings import FineTuning, Settings, fine_tuning
 from sparse_ddpm.lottery.similarity import relative_densities
-from sparse_ddpm.ticket import load_ticket
+from sparse_ddpm.ticket import Ticket, load_ticket, save_ticket
 from sparse_ddpm.ticket.config import Pattern, UNetConfig
 
 CONFIG = "config.json"
+START = "start.pt"
 VERSION = 1
 
 Costs = Callable[[UNetConfig, Pattern, Fraction], Mapping[str, float]]
@@ -36,6 +38,7 @@ def train(
     resume: bool = False,
     download: bool = False,
     controls: Sequence[str] = (),
+    begin: Path | None = None,
     similar_to: Sequence[Path] = (),
     costs: Costs | None = None,
     steps_per_checkpoint: int = 500,
@@ -44,10 +47,12 @@ def train(
     """Run, or go on with, the run in ``out``; return the metrics of its rounds and controls.
 
     ``chosen``: `Settings` by name. With ``resume`` those not chosen are as the run began; without
-    a run in ``out`` one is begun. ``similar_to``: for allocation ``similarity`` two tickets, and
-    ``costs``: for ``latency`` what a weight costs; what follows from them for each layer is kept
-    with the settings, and a run that goes on needs neither. Raises `ConfigError` for a run in
-    ``out`` without ``resume`` and for a setting that is not as the run began.
+    a run in ``out`` one is begun. ``begin``: a ticket to begin with, see `fine_tuning`; it is kept
+    in ``out``, and a run that goes on needs it no more. ``similar_to``: for allocation
+    ``similarity`` two tickets, and ``costs``: for ``latency`` what a weight costs; what follows
+    from them for each layer is kept with the settings, and a run that goes on needs neither. Raises
+    `ConfigError` for a run in ``out`` without ``resume`` and for a setting that is not as the run
+    began.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -59,13 +64,20 @@ def train(
             if not resume:
                 raise ConfigError(expected(f"out {out}", "no run there, or --resume", "a run"))
             settings, layers = _continued(config, chosen)
+            if begin is not None and not _same(settings, load_ticket(begin)):
+                raise ConfigError(expected("--resume: from", "the ticket it began with", begin))
             if similar_to and _layers(settings, similar_to, None) != layers:
                 what = "--resume: similar-to"
                 raise ConfigError(expected(what, "tickets as the run began", "others"))
         else:
             if "data" not in chosen:
                 raise ConfigError(expected("data", "SPEC for a new run", "none"))
-            settings = resolve(Settings(**chosen))
+            if begin is None:
+                settings = resolve(Settings(**chosen))
+            else:
+                ticket = load_ticket(begin)
+                settings = resolve(fine_tuning(ticket, chosen))
+                save_ticket(ticket, out / START)
             layers = _layers(settings, similar_to, costs)
         architecture = settings.architecture
         images = load_images(
@@ -86,6 +98,8 @@ def train(
             )
             if not config.exists():
                 content = {"version": VERSION, "settings": settings.to_json(), "layers": layers}
+                if begin is not None:
+                    content["begin"] = START
                 write_json(config, content)
             return run.execute(quiet=quiet)
 
@@ -122,7 +136,11 @@ def _layers(
             sparsity=settings.sparsity,
             rounds=settings.rounds,
         )
-        return dict(costs(settings.architecture, Pattern.parse(settings.pattern), density))
+        config = settings.architecture
+        if not isinstance(config, UNetConfig):
+            what = "architecture with --allocation latency"
+            raise ConfigError(expected(what, "the U-Net of the presets", type(config).__name__))
+        return dict(costs(config, Pattern.parse(settings.pattern), density))
     return None
 
 
@@ -131,13 +149,20 @@ def _continued(config: Path, chosen: Mapping[str, Any]) -> tuple[Settings, dict[
     if content.get("version") != VERSION or not isinstance(content.get("settings"), dict):
         raise ConfigError(expected(str(config), f"settings, version {VERSION}", "others"))
     stored = Settings.from_json(content["settings"])
+    if "begin" in content:
+        ticket = load_ticket(config.parent / START)
+        stored = FineTuning(**stored.to_json(), start=ticket)
     layers = content.get("layers")
     if layers is not None and not isinstance(layers, dict):
         raise ConfigError(expected(f"{config}: layers", "an object or null", repr(layers)[:80]))
     # "auto" asks for what this machine resolves it to; where nothing is asked the run decides.
-    asked = resolve(Settings(**{**stored.to_json(), **chosen}))
+    asked = resolve(dataclasses.replace(stored, **chosen))
     asked.check_same(stored)
     return stored, layers
+
+
+def _same(settings: Settings, ticket: Ticket) -> bool:
+    return isinstance(settings, FineTuning) and settings.ticket.equals(ticket)
 
 
 def resolve(settings: Settings) -> Settings:
@@ -147,17 +172,18 @@ def resolve(settings: Settings) -> Settings:
     measured on 2 cores of an AVX512_BF16 CPU, a step of ``small`` at 16x16 in batches of 64 takes
     0.24 s instead of 0.37 s.
     """
-    values = settings.to_json()
+    values: dict[str, Any] = {}
     if settings.device == "auto":
         values["device"] = "cuda" if torch.cuda.is_available() else "cpu"
     elif settings.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(expected("device", "a CUDA device", "none that torch can use"))
     if settings.precision == "auto":
-        fast = torch.cuda.is_bf16_supported() if values["device"] == "cuda" else _cpu_has_bf16()
+        device = values.get("device", settings.device)
+        fast = torch.cuda.is_bf16_supported() if device == "cuda" else _cpu_has_bf16()
         values["precision"] = "bf16" if fast else "float32"
     if settings.threads is None:
         values["threads"] = _cores()
-    return Settings(**values)
+    return dataclasses.replace(settings, **values)
 
 
 def _cores() -> int:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from sparse_ddpm.errors import ConfigError, expected
-from sparse_ddpm.lottery.allocation import ALLOCATIONS
-from sparse_ddpm.ticket.config import PRESETS, DiffusionConfig, Pattern, UNetConfig
+from sparse_ddpm.lottery.allocation import ALLOCATIONS, NEED_LAYERS
+from sparse_ddpm.ticket import Architecture, Ticket
+from sparse_ddpm.ticket.config import PRESETS, DiffusionConfig, Pattern
 
 OPTIMIZERS = ("adam", "adamw")
 LR_SCHEDULES = ("constant", "one-cycle")
@@ -123,7 +125,7 @@ class Settings:
         return self.seed if self.data_seed is None else self.data_seed
 
     @property
-    def architecture(self) -> UNetConfig:
+    def architecture(self) -> Architecture:
         """The preset with what was overridden."""
         preset = PRESETS[self.preset]
         return dataclasses.replace(
@@ -158,9 +160,9 @@ class Settings:
         kind = self.data.partition(":")[0]
         place = "DIR" if kind == "mnist" else "PATH"
         words = ["sparse-ddpm", "train", "--data", f"{kind}:{place}", "--out", "DIR"]
-        for item in dataclasses.fields(self):
+        for item in dataclasses.fields(Settings):
             value = getattr(self, item.name)
-            if item.name == "data" or value == item.default:
+            if item.name in ("data", *self._unasked()) or value == item.default:
                 continue
             option = "--" + item.name.replace("_", "-")
             words += [option] if value is True else [option, str(value)]
@@ -168,13 +170,17 @@ class Settings:
             words += ["--similar-to", "TICKET", "TICKET"]
         return " ".join(words)
 
+    def _unasked(self) -> tuple[str, ...]:
+        """Settings that the command line does not take."""
+        return ()
+
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return {item.name: getattr(self, item.name) for item in dataclasses.fields(Settings)}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Settings:
         """The settings that `to_json` wrote; raises `ConfigError` for unknown or missing names."""
-        known = [item.name for item in dataclasses.fields(cls)]
+        known = [item.name for item in dataclasses.fields(Settings)]
         for name in value:
             if name not in known:
                 raise ConfigError(expected("config.json", "known settings", repr(name)))
@@ -185,11 +191,85 @@ class Settings:
 
     def check_same(self, stored: Settings) -> None:
         """Raise `ConfigError` naming the first setting that is not what a run began with."""
-        for item in dataclasses.fields(self):
+        for item in dataclasses.fields(Settings):
             here, there = getattr(self, item.name), getattr(stored, item.name)
             if here != there:
                 what = f"--resume: {item.name.replace('_', '-')}"
                 raise ConfigError(expected(what, f"{there!r} as the run began", repr(here)))
+
+
+@dataclass(frozen=True, slots=True)
+class FineTuning(Settings):
+    """Settings of a run that begins with the ticket ``start``, whose network and diffusion it has.
+
+    `GIVEN` settings are the ticket's, and what they say here is not used.
+    """
+
+    start: Ticket | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def ticket(self) -> Ticket:
+        assert self.start is not None
+        return self.start
+
+    @property
+    def architecture(self) -> Architecture:
+        """The ticket's."""
+        return self.ticket.architecture
+
+    @property
+    def diffusion(self) -> DiffusionConfig:
+        return self.ticket.diffusion
+
+    def command(self) -> str:
+        """As `Settings.command`, after the command that made the ticket."""
+        words = Settings.command(self).split(" ")
+        mine = " ".join([*words[:4], "--from", "TICKET", *words[4:]])
+        before = self.ticket.provenance.command
+        return f"{before}; {mine}" if before else mine
+
+    def _unasked(self) -> tuple[str, ...]:
+        return ("timesteps",)
+
+
+GIVEN = (
+    "preset",
+    "image_size",
+    "dim",
+    "weight_standardization",
+    "schedule",
+    "objective",
+    "permute",
+)
+"""Settings that a run from a ticket cannot choose; nor ``timesteps``, which it is told."""
+
+
+def fine_tuning(ticket: Ticket, chosen: Mapping[str, Any]) -> FineTuning:
+    """The settings of a run from ``ticket``; raises `ConfigError` for one that the ticket decides.
+
+    Unless chosen otherwise there are no rounds: the mask stays as it is, and ``steps`` are how long
+    it trains. Rounds rewind the learning rate, and prune in the ticket's own pattern.
+    """
+    for name in (*GIVEN, "timesteps"):
+        if name in chosen:
+            what = f"--{name.replace('_', '-')}"
+            raise ConfigError(
+                expected(what, "none with --from, whose ticket says it", chosen[name])
+            )
+    origin = ticket.provenance
+    usual: dict[str, Any] = {"rewind": "lr", "pattern": origin.pattern}
+    if "sparsity" not in chosen and "prune_fraction" not in chosen:
+        usual["rounds"] = 0
+    if origin.allocation in ALLOCATIONS and origin.allocation not in NEED_LAYERS:
+        usual["allocation"] = origin.allocation
+    values = {**usual, **chosen, "timesteps": ticket.diffusion.timesteps}
+    if values.get("rounds") == 0 and "steps" in chosen:
+        values.setdefault("dense_steps", chosen["steps"])
+    settings = FineTuning(**values, start=ticket)
+    if settings.sparsity is not None and settings.sparsity <= ticket.sparsity:
+        wanted = f"more than the {ticket.sparsity:.4f} of the ticket"
+        raise ConfigError(expected("sparsity", wanted, settings.sparsity))
+    return settings
 
 
 def _choice(what: str, value: object, choices: tuple[str, ...]) -> None:

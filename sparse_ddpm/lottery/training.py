@@ -21,9 +21,9 @@ from sparse_ddpm.files import write_atomically
 from sparse_ddpm.lottery import randomness
 from sparse_ddpm.lottery.pruning import Masks
 from sparse_ddpm.lottery.settings import Settings
+from sparse_ddpm.model.build import Denoiser, build_model
 from sparse_ddpm.model.diffusion import Diffusion, loss
 from sparse_ddpm.model.ema import EMA
-from sparse_ddpm.model.unet import UNet
 
 Weights = dict[str, Tensor]
 
@@ -117,29 +117,29 @@ def step_inputs(
 
 
 def torch_masks(masks: Mapping[str, NDArray[np.bool_]], device: torch.device) -> Weights:
-    """Masks for `UNet.set_masks`; those that prune nothing are left out."""
+    """Masks for `Denoiser.set_masks`; those that prune nothing are left out."""
     return {n: torch.from_numpy(m).to(device) for n, m in masks.items() if not m.all()}
 
 
-def masked_model(settings: Settings, weights: Weights, masks: Masks) -> UNet:
-    """A U-Net that holds ``weights`` with +0.0 where ``masks`` prune, on the settings' device."""
+def masked_model(settings: Settings, weights: Weights, masks: Masks) -> Denoiser:
+    """A network that holds ``weights`` with +0.0 where ``masks`` prune, on the settings' device."""
     device = torch.device(settings.device)
     with torch.random.fork_rng(devices=[]):
-        model = UNet(settings.architecture)
+        model = build_model(settings.architecture)
     model.load_state_dict(weights)
     model.to(device)
     _set_masks(model, masks)
     return model
 
 
-def effective_arrays(model: UNet) -> dict[str, NDArray[np.float32]]:
-    """`UNet.effective_weights` as arrays."""
+def effective_arrays(model: Denoiser) -> dict[str, NDArray[np.float32]]:
+    """`Denoiser.effective_weights` as arrays."""
     return {name: w.cpu().numpy() for name, w in model.effective_weights().items()}
 
 
 @torch.no_grad()
 def _set_masks(
-    model: UNet,
+    model: Denoiser,
     masks: Masks,
     optimizer: torch.optim.Optimizer | None = None,
     ema: EMA | None = None,
@@ -163,7 +163,7 @@ def _set_masks(
             tensor.masked_fill_(~mask, 0.0)
 
 
-def make_optimizer(settings: Settings, model: UNet) -> torch.optim.Optimizer:
+def make_optimizer(settings: Settings, model: Denoiser) -> torch.optim.Optimizer:
     """A fresh Adam or AdamW; a weight with gradient and value 0 stays exactly 0 under both."""
     kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
     return kind(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
@@ -187,7 +187,7 @@ def train_round(
     steps_per_checkpoint: int = 500,
     at_step: Mapping[int, Callable[[Weights], None]] | None = None,
     gradual: Gradual | None = None,
-    teacher: UNet | None = None,
+    teacher: Denoiser | None = None,
     progress: Progress | None = None,
 ) -> Trained:
     """Train ``steps`` steps with a fresh optimizer and a fresh average.
@@ -272,7 +272,7 @@ class _State:
 def _keep(
     path: Path,
     state: _State,
-    model: UNet,
+    model: Denoiser,
     optimizer: torch.optim.Optimizer,
     ema: EMA,
     masks: Masks,
@@ -291,7 +291,7 @@ def _keep(
 
 
 def _restore(
-    path: Path, model: UNet, optimizer: torch.optim.Optimizer, ema: EMA
+    path: Path, model: Denoiser, optimizer: torch.optim.Optimizer, ema: EMA
 ) -> tuple[_State, Masks]:
     content = load_torch(path)
     try:
