@@ -30,6 +30,10 @@ FLAGS = (
 )
 
 
+class BrowserError(Exception):
+    """What the browser answered instead of a result, or what a page's JavaScript threw."""
+
+
 def find_browser() -> str | None:
     return next((found for name in NAMES if (found := shutil.which(name))), None)
 
@@ -88,7 +92,8 @@ class Browser:
         number = self._send(method, parameters or {}, self._session if session == "" else session)
         self._read(lambda: number in self._answers, 60.0, method)
         answer = self._answers.pop(number)
-        assert "error" not in answer, f"{method}: {answer['error']}"
+        if "error" in answer:
+            raise BrowserError(f"{method}: {answer['error']}")
         result: dict[str, Any] = answer["result"]
         return result
 
@@ -96,23 +101,30 @@ class Browser:
         self.call("Page.navigate", {"url": address})
 
     def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression; a promise's when it is one."""
+        """The value of a JavaScript expression; a promise's when it is one. Or `BrowserError`."""
         result = self.call(
             "Runtime.evaluate",
             {"expression": expression, "awaitPromise": True, "returnByValue": True},
         )
-        assert "exceptionDetails" not in result, result["exceptionDetails"]
+        if "exceptionDetails" in result:
+            raise BrowserError(f"{expression}: {result['exceptionDetails']}")
         return result["result"].get("value")
 
     def wait(self, expression: str, seconds: float = 60.0) -> None:
-        """Until the expression is true."""
+        """Until the expression is true; while a page is being left, it may have no value."""
         end = time.monotonic() + seconds
-        while not self.evaluate(expression):
+        while not self._holds(expression):
             assert time.monotonic() < end, (
                 f"{expression}: still false after {seconds} s; the page says "
                 f"{self.evaluate('document.body.innerText')!r}, its console {self.console}"
             )
             self._read(lambda: False, 0.05)
+
+    def _holds(self, expression: str) -> bool:
+        try:
+            return bool(self.evaluate(expression))
+        except BrowserError:
+            return False
 
     def screenshot(self, path: Path, width: int, height: int, **media: str) -> None:
         """Of a window of ``width x height`` points, with media features such as a colour scheme."""

@@ -4,10 +4,11 @@ import * as ort from "onnxruntime-web/wasm";
 import { colours } from "./picture.js";
 import { Sampler } from "./sampler.js";
 
-ort.env.wasm.wasmPaths = {
+const RUNTIME = {
   mjs: new URL("ort-wasm-simd-threaded.mjs", import.meta.url).href,
   wasm: new URL("ort-wasm-simd-threaded.wasm", import.meta.url).href,
 };
+ort.env.wasm.wasmPaths = RUNTIME;
 
 let sampler = null;
 let stopped = false;
@@ -15,7 +16,7 @@ let stopped = false;
 const jobs = {
   async open({ bytes, threads }) {
     ort.env.wasm.numThreads = threads;
-    const opened = await Sampler.load(bytes, ort);
+    const opened = await Sampler.load(bytes, ort).catch(explained);
     const { shape, steps, metadata } = opened;
     if (![1, 3].includes(shape[0])) {
       await opened.close();
@@ -42,6 +43,18 @@ const jobs = {
     stopped = true;
   },
 };
+
+/** A better reason than the runtime's own, where a file of the runtime is missing. */
+async function explained(error) {
+  for (const address of Object.values(RUNTIME)) {
+    const answer = await fetch(address, { method: "HEAD" }).catch(() => null);
+    if (answer && !answer.ok) {
+      const name = address.split("/").at(-1);
+      throw new Error(`${name}, which runs it, cannot be loaded: the server says ${answer.status}`);
+    }
+  }
+  throw error;
+}
 
 self.onmessage = async ({ data: { type, ...job } }) => {
   try {
