@@ -100,7 +100,7 @@ uint64_t number(Random &random) {
 void damage(Content &c, Random &random) {
   if (c.empty()) return;
   const size_t at = place(c, random), word = at / 4 * 4, line = at / 8 * 8;
-  switch (below(random, 12)) {
+  switch (below(random, 15)) {
     case 0: c[at] ^= static_cast<uint8_t>(1u << below(random, 8)); break;
     case 1: c[at] = static_cast<uint8_t>(random()); break;
     case 2:
@@ -129,6 +129,15 @@ void damage(Content &c, Random &random) {
       break;
     }
     case 10:
+    case 11: {  // the same field of another operation
+      const size_t size = chance(random, 50) ? 4 : 8, to = size == 4 ? word : line;
+      const uint64_t away = 304 * (1 + below(random, 12));
+      const size_t from = chance(random, 50) ? to + away : to - away;
+      if (from < c.size() && from + size <= c.size() && to + size <= c.size())
+        memcpy(&c[to], &c[from], size);
+      break;
+    }
+    case 12:
       if (word + 4 <= c.size()) put<uint32_t>(c, word, get<uint32_t>(c, word) * 2);
       break;
     default:
