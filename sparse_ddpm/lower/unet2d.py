@@ -120,18 +120,22 @@ class _Lowering(Builder):
         elif resample == "up":
             h = self.emit(Upsample2x(f"{name}.doubled_norm1", h))
             x = self.emit(Upsample2x(f"{name}.doubled", x))
-        h = self.conv(f"{name}.conv1", h, film=film if shifts_alone else None)
-        h = self.norm(f"{name}.norm2", h, film=None if shifts_alone else film)
-        h = self.conv(f"{name}.conv2", h, scale=scale)
+        # Before conv2, so that it is conv2 that takes the sum, see `fuse_residuals`.
         if f"{name}.conv_shortcut.weight" in self.ticket.weights:
             x = self.conv(f"{name}.conv_shortcut", x, scale=scale)
         elif scale != 1.0:
             x = self.scaled(f"{name}.scaled", x, channels, scale)
+        h = self.conv(f"{name}.conv1", h, film=film if shifts_alone else None)
+        h = self.norm(f"{name}.norm2", h, film=None if shifts_alone else film)
+        h = self.conv(f"{name}.conv2", h, scale=scale)
         return self.emit(Add(name, h, x))
 
     def attention(self, name: str, x: str, groups: int, *, scale: float = 1.0) -> str:
         """``groups``: 0 for an attention without a norm."""
         h = self.norm(f"{name}.group_norm", x, groups=groups, silu=False) if groups else x
+        if scale != 1.0:
+            channels = len(self.parameter(f"{name}.to_out.0.weight"))
+            x = self.scaled(f"{name}.scaled", x, channels, scale)
         parts = [f"{name}.{part}" for part in ("to_q", "to_k", "to_v")]
         weights = [self.parameter(f"{part}.weight") for part in parts]
         masks = [self.mask(f"{part}.weight") for part in parts]
@@ -151,9 +155,6 @@ class _Lowering(Builder):
         h = self.emit(Conv(f"{name}.qkv", h, matrix, 1, bias))
         h = self.emit(Attention(f"{name}.mix", h, *self._heads(hidden)))
         h = self.conv(f"{name}.to_out.0", h, scale=scale)
-        if scale != 1.0:
-            channels = len(self.parameter(f"{name}.to_out.0.weight"))
-            x = self.scaled(f"{name}.scaled", x, channels, scale)
         return self.emit(Add(name, h, x))
 
     def _heads(self, hidden: int) -> tuple[int, int]:

@@ -91,20 +91,22 @@ class Linear(Masked):
 
 
 class NormAct(nn.Module):
-    """Group norm, optional FiLM, SiLU."""
+    """Group norm, optional FiLM, SiLU unless told otherwise."""
 
-    def __init__(self, channels: int, groups: int) -> None:
+    def __init__(
+        self, channels: int, groups: int, eps: float = NORM_EPS, *, silu: bool = True
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
-        self.groups = groups
+        self.groups, self.eps, self.silu = groups, eps, silu
 
     def forward(self, x: Tensor, film: Tensor | None = None) -> Tensor:
-        x = F.group_norm(x, self.groups, self.weight, self.bias, NORM_EPS)
+        x = F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
         if film is not None:
             scale, shift = film[:, :, None, None].chunk(2, dim=1)
             x = x * (scale + 1) + shift
-        return F.silu(x)
+        return F.silu(x) if self.silu else x
 
 
 class ChannelNorm(nn.Module):
