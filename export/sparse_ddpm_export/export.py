@@ -7,12 +7,15 @@ import onnx
 import sparse_ddpm
 from sparse_ddpm.errors import ConfigError, expected
 from sparse_ddpm.lower import lower
+from sparse_ddpm.lower.dead_channels import remove_dead
+from sparse_ddpm.lower.select import select_channels
+from sparse_ddpm.program import Program
 from sparse_ddpm.sampling import make_table
 from sparse_ddpm.ticket import Ticket
 from sparse_ddpm.ticket.metadata import ticket_metadata
 from sparse_ddpm_export.check import Check
 from sparse_ddpm_export.denoiser import export_denoiser
-from sparse_ddpm_export.form import Form
+from sparse_ddpm_export.form import OPSET, Form
 from sparse_ddpm_export.sampler import Baked, export_sampler, export_step
 
 WHAT = ("denoiser", "sampler", "step")
@@ -23,7 +26,11 @@ class Export:
 
     ``what``: ``denoiser``, ``sampler`` or ``step``. The last two take ``sampler``, ``steps`` and
     ``eta`` as `sparse_ddpm.sampling.make_table` does; ``seed``, of a sampler alone, puts the noise
-    of its first ``images`` images into the file. Raises `ConfigError` that names the setting.
+    of its first ``images`` images into the file. ``remove``: leave out what the images do not
+    depend on, and hand convolutions only what they read. Raises `ConfigError` that names the
+    setting.
+
+    ``whole`` is the ticket's Program, ``program`` the one that is exported.
     """
 
     def __init__(
@@ -36,13 +43,15 @@ class Export:
         eta: float | None = None,
         seed: int | None = None,
         images: int = 1,
+        remove: bool = True,
     ) -> None:
         if what not in WHAT:
             raise ConfigError(expected("what", f"one of {', '.join(WHAT)}", repr(what)))
         if seed is not None and what != "sampler":
             raise ConfigError(expected("seed", f"none with {what}", repr(seed)))
         self.what = what
-        self.program = lower(ticket)
+        self.whole = lower(ticket)
+        self.program = select_channels(remove_dead(self.whole)) if remove else self.whole
         self.table = make_table(ticket.diffusion, sampler=sampler, steps=steps, eta=eta)
         self.baked = None if seed is None else Baked(seed, images)
         version = {"sparse_ddpm_version": sparse_ddpm.__version__}
@@ -53,21 +62,33 @@ class Export:
 
     def model(self, form: Form | None = None) -> onnx.ModelProto:
         """The model in ``form``. Raises `ProgramError` where the form cannot hold it."""
+        return self._model(self.program, form or Form())
+
+    def _model(self, program: Program, form: Form) -> onnx.ModelProto:
         match self.what:
             case "denoiser":
-                return export_denoiser(self.program, form, self.metadata)
+                return export_denoiser(program, form, self.metadata)
             case "sampler":
-                return export_sampler(self.program, self.table, form, self.metadata, self.baked)
+                return export_sampler(program, self.table, form, self.metadata, self.baked)
             case _:
-                return export_step(self.program, self.table, form, self.metadata)
+                return export_step(program, self.table, form, self.metadata)
 
     def content(self, form: Form | None = None) -> bytes:
         """The bytes of `model`, what the file holds."""
         return bytes(self.model(form).SerializeToString())
 
+    def plain(self, opset: int = OPSET) -> bytes:
+        """What the file would be without us: the whole Program, dense in float32."""
+        return bytes(self._model(self.whole, Form("dense", opset=opset)).SerializeToString())
+
     def check(self, content: bytes, form: Form | None = None, device: str = "auto") -> float:
-        """Hold a file's ``content`` in ``form`` against our engine; see `Check`."""
-        with Check(self.program, form, device) as check:
+        """Hold a file's ``content`` in ``form`` against our engine; see `Check`.
+
+        In float32 the engine runs the whole Program. In float16 it runs the exported one, of which
+        the file holds the values exactly: what is rounded first and folded then is another number.
+        """
+        exact = form is None or form.dtype == "float32"
+        with Check(self.whole if exact else self.program, form, device) as check:
             match self.what:
                 case "denoiser":
                     return check.denoiser(content, self._timesteps)

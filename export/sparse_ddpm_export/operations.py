@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sparse_ddpm.lower.select import selection
 from sparse_ddpm.program import (
     Add,
     Attention,
@@ -56,6 +57,12 @@ def emit(context: Context, operation: Operation, tensors: Mapping[str, str]) -> 
     """Add ``operation``; ``tensors`` maps the values made so far to names of tensors."""
     graph, out = context.graph, operation.out
     match operation:
+        case Conv(bias=bias, residual=str(residual), film=None) if _weightless(operation):
+            # What the passes make of a sum with a constant.
+            if bias is None:
+                return tensors[residual]
+            shift = graph.trained(_per_channel(bias), f"{out}.bias")
+            return graph.node("Add", tensors[residual], shift, out=out)
         case Conv(x=x):
             y = _conv(context, operation, tensors[x])
         case NormAct(x=x):
@@ -79,6 +86,10 @@ def emit(context: Context, operation: Operation, tensors: Mapping[str, str]) -> 
     return graph.node("Add", y, tensors[operation.residual], out=out)
 
 
+def _weightless(operation: Conv) -> bool:
+    return not operation.weight.to_dense().any()
+
+
 def _inner(operation: Conv | NormAct | ChannelNorm) -> str:
     """The name of what comes before the residual: the value's own where there is none."""
     return operation.out if operation.residual is None else f"{operation.out}/before_residual"
@@ -86,6 +97,9 @@ def _inner(operation: Conv | NormAct | ChannelNorm) -> str:
 
 def _conv(context: Context, operation: Conv, x: str) -> str:
     graph, out, size = context.graph, operation.out, operation.size
+    if (channels := selection(operation)) is not None:
+        indices = graph.constant(channels, f"{out}.channels")
+        return graph.node("Gather", x, indices, out=out, axis=1)
     cin = context.shapes[operation.x][0]
     weight = operation.weight.to_dense().reshape(-1, cin, size, size)
     inputs = [x, weight_initializer(graph, weight, f"{out}.weight")]

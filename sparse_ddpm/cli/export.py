@@ -81,6 +81,11 @@ def add_parser(subparsers: Any) -> None:
     )
     form.add_argument("--opset", type=int, help="17 to 22 (default: 17)")
     form.add_argument(
+        "--keep-dead",
+        action="store_true",
+        help="keep channels that no image depends on, and hand convolutions all of their input",
+    )
+    form.add_argument(
         "--no-check", action="store_true", help="do not run the file beside our engine"
     )
     common.add_json(parser)
@@ -113,10 +118,10 @@ def _onnx(args: argparse.Namespace, ticket: Ticket) -> tuple[dict[str, Any], str
             got = f"--what {args.what}"
             raise ConfigError(expected(f"--{name}", "--what native beside it", got))
     form = Form(args.weights, args.dtype, *(() if args.opset is None else (args.opset,)))
-    export = Export(ticket, args.what, **_sampling(args))
+    export = Export(ticket, args.what, **_sampling(args), remove=not args.keep_dead)
     content = export.content(form)
     error = None if args.no_check else export.check(content, form)
-    dense = export.content(Form("dense", opset=form.opset))
+    dense = export.plain(form.opset)
     zipped = len(gzip.compress(dense, compresslevel=6))
     write_atomically(args.output, lambda file: file.write(content))
     report = {
