@@ -1,0 +1,406 @@
+// Attention, forward and backward. Every image is a lane, so a matrix of one image is a matrix of
+// vectors: products of small matrices, lane by lane.
+#pragma once
+
+#include "train_norm.h"
+
+namespace {
+
+// Memory for whole vectors, taken piece by piece.
+struct Pieces {
+  float *next;
+  float *take(int64_t floats) {
+    float *p = next;
+    next += floats;
+    return p;
+  }
+};
+
+// Channels between an image and scratch, where pixels lie without a halo: `count` of them from
+// pixel `first` on, `stride` floats a channel.
+template <class Function>
+SDK_INLINE void each_pixel(const Work &work, const sdt_tensor &t, float *scratch, int64_t stride,
+                           int64_t first, int64_t count, Function f) {
+  for (int64_t c = 0; c < t.channels; ++c)
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t h = (first + i) / t.width, w = (first + i) % t.width;
+      float *p = pixels_of(work, t) + c * t.channel_stride + h * t.row_stride + w * work.lanes;
+      float *s = scratch + c * stride + i * work.lanes;
+      for (int64_t l = 0; l < work.lanes; l += kVector) f(p + l, s + l);
+    }
+}
+
+SDK_INLINE void fetch(const Work &work, const sdt_tensor &t, float *scratch, int64_t stride,
+                      int64_t first, int64_t count) {
+  each_pixel(work, t, scratch, stride, first, count,
+             [](const float *p, float *s) { store(s, load(p)); });
+}
+
+SDK_INLINE void put(const Work &work, const sdt_tensor &t, float *scratch, int64_t stride,
+                    int64_t first, int64_t count, bool accumulate) {
+  each_pixel(work, t, scratch, stride, first, count, [=](float *p, const float *s) {
+    store(p, accumulate ? load(p) + load(s) : load(s));
+  });
+}
+
+// x[d] := scale * softmax over d of `count` vectors side by side, channels `stride` apart.
+void softmax_channels(float *x, int64_t channels, int64_t stride, int64_t count, float scale) {
+  for (int64_t i = 0; i < count * kVector; i += kVector) {
+    Vec most = load(x + i), sum = {};
+    for (int64_t d = 1; d < channels; ++d) most = larger(most, load(x + d * stride + i));
+    for (int64_t d = 0; d < channels; ++d) {
+      const Vec e = exponential(load(x + d * stride + i) - most);
+      store(x + d * stride + i, e);
+      sum += e;
+    }
+    const Vec factor = scale / sum;
+    for (int64_t d = 0; d < channels; ++d)
+      store(x + d * stride + i, load(x + d * stride + i) * factor);
+  }
+}
+
+// c[i, j] (+)= sum_k a[i, k] b[j, k] for every lane.
+template <Sums To>
+SDK_INLINE void multiply_lanes(int64_t lanes, Factor a, Factor b, float *c, int64_t c_a,
+                               int64_t c_b, int64_t count_a, int64_t count_b, int64_t terms) {
+  for (int64_t l = 0; l < lanes; l += kVector)
+    multiply<To, false>({a.p + l, a.item, a.term}, {b.p + l, b.item, b.term}, c + l, c_a, c_b,
+                        count_a, count_b, terms);
+}
+
+// What linear attention keeps for its backward pass and what it works with. With k' = softmax of k
+// over the P pixels, q' = softmax of q over d times dim_head^-1/2:
+// context[d, e] = sum_p k'[d, p] v[e, p] / P, mix[e, p] = sum_d context[d, e] q'[d, p].
+struct Linear {
+  int64_t lanes, heads, dim, hidden, pixels, stride;
+  float *context, *most, *total;  // [heads, dim, dim], [hidden], [hidden], each of all lanes
+  float scale;
+
+  Linear(const Work &work, const sdt_op &op)
+      : lanes(work.lanes),
+        heads(op.heads),
+        dim(op.dim_head),
+        hidden(heads * dim),
+        pixels((int64_t)op.x.height * op.x.width),
+        stride(SDT_CHUNK * lanes),
+        context(work.job->arena + op.saved),
+        most(context + hidden * dim * lanes),
+        total(most + hidden * lanes),
+        scale(1.0f / __builtin_sqrtf((float)dim)) {}
+
+  SDK_INLINE int64_t count(int64_t first) const {
+    return pixels - first < SDT_CHUNK ? pixels - first : SDT_CHUNK;
+  }
+  SDK_INLINE Image image(float *p, int64_t count) const {
+    return {p, stride, stride, 1, count * lanes / kVector};
+  }
+};
+
+// Takes in a chunk's k: it becomes e^(k - most so far), and what was summed before is brought to
+// the new maximum.
+SDK_INLINE void take_keys(const Linear &is, float *k, int64_t count) {
+  for (int64_t d = 0; d < is.hidden; ++d)
+    for (int64_t l = 0; l < is.lanes; l += kVector) {
+      float *row = k + d * is.stride + l, *most = is.most + d * is.lanes + l;
+      float *total = is.total + d * is.lanes + l;
+      const Vec before = load(most);
+      Vec now = before, sum = {};
+      for (int64_t i = 0; i < count; ++i) now = larger(now, load(row + i * is.lanes));
+      for (int64_t i = 0; i < count; ++i) {
+        const Vec e = exponential(load(row + i * is.lanes) - now);
+        store(row + i * is.lanes, e);
+        sum += e;
+      }
+      const Vec factor = exponential(before - now);
+      store(most, now);
+      store(total, load(total) * factor + sum);
+      if (lane_max(now - before) > 0.0f) {
+        float *context = is.context + d * is.dim * is.lanes + l;
+        for (int64_t e = 0; e < is.dim; ++e)
+          store(context + e * is.lanes, load(context + e * is.lanes) * factor);
+      }
+    }
+}
+
+SDK_INLINE void mix_chunk(const Linear &is, float *q, float *mix, int64_t count) {
+  for (int64_t h = 0; h < is.heads; ++h) {
+    float *of = q + h * is.dim * is.stride;
+    softmax_channels(of, is.dim, is.stride, count * is.lanes / kVector, is.scale);
+    multiply_lanes<Sums::kStore>(
+        is.lanes, {is.context + h * is.dim * is.dim * is.lanes, is.lanes, is.dim * is.lanes},
+        {of, is.lanes, is.stride}, mix + h * is.dim * is.stride, is.stride, is.lanes, is.dim, count,
+        is.dim);
+  }
+}
+
+void linear(const Work &work, const sdt_op &op) {
+  const Linear is(work, op);
+  const float *values = work.job->values;
+  Pieces scratch = {work.scratch};
+  float *x = scratch.take(op.x.channels * is.stride);
+  float *kv = scratch.take(2 * is.hidden * is.stride);
+  float *out = scratch.take(op.out.channels * is.stride);
+  clear(is.context, is.hidden * is.dim * is.lanes);
+  clear(is.total, is.hidden * is.lanes);
+  for (int64_t i = 0; i < is.hidden * is.lanes; i += kVector)
+    store(is.most + i, splat(-__builtin_inff()));
+  for (int64_t first = 0; first < is.pixels; first += SDT_CHUNK) {
+    const int64_t count = is.count(first);
+    fetch(work, op.x, x, is.stride, first, count);
+    product(op.w[1], values, is.image(x, count), is.image(kv, count), false);
+    take_keys(is, kv, count);
+    for (int64_t h = 0; h < is.heads; ++h)
+      multiply_lanes<Sums::kAdd>(
+          is.lanes, {kv + h * is.dim * is.stride, is.stride, is.lanes},
+          {kv + (is.hidden + h * is.dim) * is.stride, is.stride, is.lanes},
+          is.context + h * is.dim * is.dim * is.lanes, is.dim * is.lanes, is.lanes, is.dim, is.dim,
+          count);
+  }
+  for (int64_t d = 0; d < is.hidden; ++d)
+    for (int64_t l = 0; l < is.lanes; l += kVector) {
+      const Vec factor = 1.0f / (load(is.total + d * is.lanes + l) * (float)is.pixels);
+      float *context = is.context + d * is.dim * is.lanes + l;
+      for (int64_t e = 0; e < is.dim; ++e)
+        store(context + e * is.lanes, load(context + e * is.lanes) * factor);
+    }
+  float *q = kv, *mix = kv + is.hidden * is.stride;
+  for (int64_t first = 0; first < is.pixels; first += SDT_CHUNK) {
+    const int64_t count = is.count(first);
+    fetch(work, op.x, x, is.stride, first, count);
+    product(op.w[0], values, is.image(x, count), is.image(q, count), false);
+    mix_chunk(is, q, mix, count);
+    product(op.w[2], values, is.image(mix, count), is.image(out, count), false);
+    put(work, op.out, out, is.stride, first, count, false);
+  }
+}
+
+// x[d] := y[d] * (x[d] - sum_d y[d] x[d] / scale): back through y = scale * softmax over d.
+SDK_INLINE void softmax_channels_back(const float *y, float *x, int64_t channels, int64_t stride,
+                                      int64_t count, float scale) {
+  for (int64_t i = 0; i < count * kVector; i += kVector) {
+    Vec sum = {};
+    for (int64_t d = 0; d < channels; ++d) sum += load(y + d * stride + i) * load(x + d * stride + i);
+    sum /= scale;
+    for (int64_t d = 0; d < channels; ++d) {
+      float *p = x + d * stride + i;
+      store(p, load(y + d * stride + i) * (load(p) - sum));
+    }
+  }
+}
+
+void linear_back(const Work &work, const sdt_op &op) {
+  const Linear is(work, op);
+  const float *values = work.job->values;
+  const int64_t square = is.dim * is.dim * is.lanes;
+  Pieces scratch = {work.scratch};
+  float *x = scratch.take(op.x.channels * is.stride);
+  float *dx = scratch.take(op.x.channels * is.stride);
+  float *dy = scratch.take(op.y.channels * is.stride);
+  float *one = scratch.take(2 * is.hidden * is.stride);  // q and the mix, or k and v
+  float *two = scratch.take(2 * is.hidden * is.stride);  // their gradients
+  float *dcontext = scratch.take(is.heads * square);
+  float *inner = scratch.take(is.hidden * is.lanes);
+  float *sums[3];
+  for (int i = 0; i < 3; ++i) {
+    sums[i] = scratch.take(gradient_floats(op.w[i]));
+    clear(sums[i], gradient_floats(op.w[i]));
+  }
+  clear(dcontext, is.heads * square);
+
+  float *q = one, *mix = one + is.hidden * is.stride;
+  float *dq = two, *dmix = two + is.hidden * is.stride;
+  for (int64_t first = 0; first < is.pixels; first += SDT_CHUNK) {
+    const int64_t count = is.count(first), vectors = count * is.lanes / kVector;
+    fetch(work, op.x, x, is.stride, first, count);
+    fetch(work, op.y, dy, is.stride, first, count);
+    product(op.w[0], values, is.image(x, count), is.image(q, count), false);
+    mix_chunk(is, q, mix, count);
+    add_gradient(op.w[2], sums[2], is.image(mix, count), is.image(dy, count));
+    product(op.w[5], values, is.image(dy, count), is.image(dmix, count), false);
+    for (int64_t h = 0; h < is.heads; ++h) {
+      const int64_t head = h * is.dim * is.stride;
+      multiply_lanes<Sums::kAdd>(is.lanes, {q + head, is.stride, is.lanes},
+                                 {dmix + head, is.stride, is.lanes}, dcontext + h * square,
+                                 is.dim * is.lanes, is.lanes, is.dim, is.dim, count);
+      multiply_lanes<Sums::kStore>(is.lanes,
+                                   {is.context + h * square, is.dim * is.lanes, is.lanes},
+                                   {dmix + head, is.lanes, is.stride}, dq + head, is.stride,
+                                   is.lanes, is.dim, count, is.dim);
+      softmax_channels_back(q + head, dq + head, is.dim, is.stride, vectors, is.scale);
+    }
+    add_gradient(op.w[0], sums[0], is.image(x, count), is.image(dq, count));
+    product(op.w[3], values, is.image(dq, count), is.image(dx, count), false);
+    put(work, op.out, dx, is.stride, first, count, op.accumulate != 0);
+  }
+
+  // Back through the softmax over pixels: dk = k' (dk' - sum_p k' dk'), where the sum is
+  // sum_e dcontext[d, e] context[d, e].
+  for (int64_t d = 0; d < is.hidden; ++d)
+    for (int64_t l = 0; l < is.lanes; l += kVector) {
+      Vec sum = {};
+      float *row = dcontext + d * is.dim * is.lanes + l;
+      const float *context = is.context + d * is.dim * is.lanes + l;
+      for (int64_t e = 0; e < is.dim; ++e) {
+        sum += load(row + e * is.lanes) * load(context + e * is.lanes);
+        store(row + e * is.lanes, load(row + e * is.lanes) / (float)is.pixels);
+      }
+      store(inner + d * is.lanes + l, sum);
+    }
+  float *k = one, *v = one + is.hidden * is.stride;
+  float *dk = two, *dv = two + is.hidden * is.stride;
+  for (int64_t first = 0; first < is.pixels; first += SDT_CHUNK) {
+    const int64_t count = is.count(first);
+    fetch(work, op.x, x, is.stride, first, count);
+    product(op.w[1], values, is.image(x, count), is.image(one, count), false);
+    for (int64_t d = 0; d < is.hidden; ++d)
+      for (int64_t l = 0; l < is.lanes; l += kVector) {
+        const Vec most = load(is.most + d * is.lanes + l);
+        const Vec factor = 1.0f / load(is.total + d * is.lanes + l);
+        float *row = k + d * is.stride + l;
+        for (int64_t i = 0; i < count * is.lanes; i += is.lanes)
+          store(row + i, exponential(load(row + i) - most) * factor);
+      }
+    for (int64_t h = 0; h < is.heads; ++h) {
+      const int64_t head = h * is.dim * is.stride;
+      multiply_lanes<Sums::kStore>(is.lanes, {dcontext + h * square, is.lanes, is.dim * is.lanes},
+                                   {k + head, is.lanes, is.stride}, dv + head, is.stride, is.lanes,
+                                   is.dim, count, is.dim);
+      multiply_lanes<Sums::kStore>(is.lanes, {dcontext + h * square, is.dim * is.lanes, is.lanes},
+                                   {v + head, is.lanes, is.stride}, dk + head, is.stride, is.lanes,
+                                   is.dim, count, is.dim);
+    }
+    for (int64_t d = 0; d < is.hidden; ++d)
+      for (int64_t l = 0; l < is.lanes; l += kVector) {
+        const Vec sum = load(inner + d * is.lanes + l);
+        const float *row = k + d * is.stride + l;
+        float *to = dk + d * is.stride + l;
+        for (int64_t i = 0; i < count * is.lanes; i += is.lanes)
+          store(to + i, load(row + i) * (load(to + i) - sum));
+      }
+    add_gradient(op.w[1], sums[1], is.image(x, count), is.image(two, count));
+    product(op.w[4], values, is.image(two, count), is.image(dx, count), false);
+    put(work, op.out, dx, is.stride, first, count, true);
+  }
+  for (int i = 0; i < 3; ++i) finish_gradient(op.w[i], sums[i], work.job->gradients);
+}
+
+int64_t linear_scratch(const sdt_op &op, int64_t lanes) {
+  const int64_t hidden = (int64_t)op.heads * op.dim_head, stride = SDT_CHUNK * lanes;
+  if (op.kind == SDT_LINEAR)
+    return (op.x.channels + 2 * hidden + op.out.channels) * stride;
+  int64_t floats = (2 * op.x.channels + op.y.channels + 4 * hidden) * stride;
+  floats += hidden * (op.dim_head + 1) * lanes;
+  for (int i = 0; i < 3; ++i) floats += gradient_floats(op.w[i]);
+  return floats;
+}
+
+// Softmax attention, some queries at a time.
+constexpr int64_t kQueries = 16;
+
+struct Softmax {
+  int64_t lanes, dim, hidden, pixels, stride;
+  float scale;
+  float *qkv, *weight;
+
+  Softmax(const Work &work, const sdt_op &op)
+      : lanes(work.lanes),
+        dim(op.dim_head),
+        hidden((int64_t)op.heads * dim),
+        pixels((int64_t)op.x.height * op.x.width),
+        stride(pixels * lanes),
+        scale(1.0f / __builtin_sqrtf((float)dim)),
+        qkv(work.scratch),
+        weight(qkv + 3 * dim * stride) {}
+
+  SDK_INLINE int64_t count(int64_t first) const {
+    return pixels - first < kQueries ? pixels - first : kQueries;
+  }
+};
+
+// The channels of one head.
+SDK_INLINE sdt_tensor head_of(sdt_tensor t, int64_t first, int64_t dim) {
+  t.offset += first * t.channel_stride;
+  t.channels = (int32_t)dim;
+  return t;
+}
+
+// weight[i, m]: of pixel m in the output of pixel first + i. q was multiplied by the scale.
+SDK_INLINE void attend(const Softmax &is, int64_t first, int64_t count) {
+  float *k = is.qkv + is.dim * is.stride;
+  multiply_lanes<Sums::kStore>(is.lanes, {is.qkv + first * is.lanes, is.lanes, is.stride},
+                               {k, is.lanes, is.stride}, is.weight, is.stride, is.lanes, count,
+                               is.pixels, is.dim);
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t l = 0; l < is.lanes; l += kVector)
+      softmax_channels(is.weight + i * is.stride + l, is.pixels, is.lanes, 1, 1.0f);
+}
+
+SDK_INLINE void fetch_head(const Work &work, const sdt_op &op, const Softmax &is, int64_t h) {
+  for (int part = 0; part < 3; ++part)
+    fetch(work, head_of(op.x, part * is.hidden + h * is.dim, is.dim),
+          is.qkv + part * is.dim * is.stride, is.stride, 0, is.pixels);
+  for (int64_t i = 0; i < is.dim * is.stride; i += kVector)
+    store(is.qkv + i, load(is.qkv + i) * is.scale);
+}
+
+void softmax(const Work &work, const sdt_op &op) {
+  const Softmax is(work, op);
+  float *v = is.qkv + 2 * is.dim * is.stride, *out = is.weight + kQueries * is.stride;
+  for (int64_t h = 0; h < op.heads; ++h) {
+    fetch_head(work, op, is, h);
+    for (int64_t first = 0; first < is.pixels; first += kQueries) {
+      const int64_t count = is.count(first);
+      attend(is, first, count);
+      multiply_lanes<Sums::kStore>(is.lanes, {v, is.stride, is.lanes},
+                                   {is.weight, is.stride, is.lanes}, out + first * is.lanes,
+                                   is.stride, is.lanes, is.dim, count, is.pixels);
+    }
+    put(work, head_of(op.out, h * is.dim, is.dim), out, is.stride, 0, is.pixels, false);
+  }
+}
+
+void softmax_back(const Work &work, const sdt_op &op) {
+  const Softmax is(work, op);
+  float *q = is.qkv, *k = q + is.dim * is.stride, *v = k + is.dim * is.stride;
+  float *dweight = is.weight + kQueries * is.stride, *dy = dweight + kQueries * is.stride;
+  float *gradients = dy + is.dim * is.stride;
+  float *dq = gradients, *dk = dq + is.dim * is.stride, *dv = dk + is.dim * is.stride;
+  for (int64_t h = 0; h < op.heads; ++h) {
+    fetch_head(work, op, is, h);
+    fetch(work, head_of(op.y, h * is.dim, is.dim), dy, is.stride, 0, is.pixels);
+    clear(dk, 2 * is.dim * is.stride);
+    for (int64_t first = 0; first < is.pixels; first += kQueries) {
+      const int64_t count = is.count(first), here = first * is.lanes;
+      attend(is, first, count);
+      multiply_lanes<Sums::kAdd>(is.lanes, {dy + here, is.stride, is.lanes},
+                                 {is.weight, is.lanes, is.stride}, dv, is.stride, is.lanes, is.dim,
+                                 is.pixels, count);
+      multiply_lanes<Sums::kStore>(is.lanes, {dy + here, is.lanes, is.stride},
+                                   {v, is.lanes, is.stride}, dweight, is.stride, is.lanes, count,
+                                   is.pixels, is.dim);
+      for (int64_t i = 0; i < count; ++i)
+        for (int64_t l = 0; l < is.lanes; l += kVector)
+          softmax_channels_back(is.weight + i * is.stride + l, dweight + i * is.stride + l,
+                                is.pixels, is.lanes, 1, 1.0f);
+      multiply_lanes<Sums::kStore>(is.lanes, {k, is.stride, is.lanes},
+                                   {dweight, is.stride, is.lanes}, dq + here, is.stride, is.lanes,
+                                   is.dim, count, is.pixels);
+      multiply_lanes<Sums::kAdd>(is.lanes, {q + here, is.stride, is.lanes},
+                                 {dweight, is.lanes, is.stride}, dk, is.stride, is.lanes, is.dim,
+                                 is.pixels, count);
+    }
+    for (int64_t i = 0; i < is.dim * is.stride; i += kVector)
+      store(dq + i, load(dq + i) * is.scale);
+    for (int part = 0; part < 3; ++part)
+      put(work, head_of(op.out, part * is.hidden + h * is.dim, is.dim),
+          gradients + part * is.dim * is.stride, is.stride, 0, is.pixels, op.accumulate != 0);
+  }
+}
+
+int64_t softmax_scratch(const sdt_op &op, int64_t lanes) {
+  const int64_t stride = (int64_t)op.x.height * op.x.width * lanes;
+  const int64_t dims = op.kind == SDT_SOFTMAX ? 4 : 7;
+  return (dims * op.dim_head + 2 * kQueries) * stride;
+}
+
+}  // namespace

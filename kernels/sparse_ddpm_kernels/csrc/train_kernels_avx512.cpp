@@ -1,0 +1,2 @@
+#define SDT_KERNELS avx512_kernels
+#include "train_kernels.inc"

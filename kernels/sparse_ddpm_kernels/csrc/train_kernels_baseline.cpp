@@ -1,0 +1,2 @@
+#define SDT_KERNELS baseline_kernels
+#include "train_kernels.inc"

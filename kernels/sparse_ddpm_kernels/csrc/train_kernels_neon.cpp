@@ -1,0 +1,2 @@
+#define SDT_KERNELS neon_kernels
+#include "train_kernels.inc"

@@ -1,0 +1,245 @@
+"""ctypes mirror of csrc/train.h: passes of a sparse U-Net that is trained on the CPU.
+
+Environment: ``SPARSE_DDPM_TRAIN_LIBRARY`` names another library file to load (a sanitized build);
+``SPARSE_DDPM_ISA`` forces an instruction set of `ISAS`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import functools
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sparse_ddpm_kernels.binding import ISAS, KernelError
+
+ABI = 1
+LIBRARY = "sparse_ddpm_train.so"
+CHUNK = 16
+"""Pixels that linear attention takes at a time, ``SDT_CHUNK``."""
+GROUPS = (1, 4, 8)
+"""Output channels that a panel may have."""
+
+
+class Kind(enum.IntEnum):
+    """What an `Op` does."""
+
+    LOAD = 0
+    STORE = 1
+    CONV = 2
+    NORM_ACT = 3
+    CHANNEL_NORM = 4
+    LINEAR = 5
+    SOFTMAX = 6
+    SPACE_TO_DEPTH = 7
+    UPSAMPLE = 8
+    ADD = 9
+    CONV_WEIGHT = 10
+    NORM_ACT_BACK = 11
+    CHANNEL_NORM_BACK = 12
+    LINEAR_BACK = 13
+    SOFTMAX_BACK = 14
+    SPACE_TO_DEPTH_BACK = 15
+    UPSAMPLE_BACK = 16
+
+
+class Tensor(ctypes.Structure):
+    """``sdt_tensor``."""
+
+    _fields_ = (
+        ("offset", ctypes.c_int64),
+        ("channel_stride", ctypes.c_int64),
+        ("row_stride", ctypes.c_int64),
+        ("channels", ctypes.c_int32),
+        ("height", ctypes.c_int32),
+        ("width", ctypes.c_int32),
+        ("space", ctypes.c_int32),
+    )
+
+
+class Weight(ctypes.Structure):
+    """``sdt_weight``; array fields hold addresses."""
+
+    _fields_ = (
+        ("group", ctypes.c_int32),
+        ("rows", ctypes.c_int32),
+        ("panels", ctypes.c_int64),
+        ("panel_ptr", ctypes.c_void_p),
+        ("offset", ctypes.c_void_p),
+        ("value", ctypes.c_int64),
+        ("bias", ctypes.c_int64),
+    )
+
+
+class Op(ctypes.Structure):
+    """``sdt_op``."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int32),
+        ("accumulate", ctypes.c_int32),
+        ("groups", ctypes.c_int32),
+        ("heads", ctypes.c_int32),
+        ("dim_head", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+        ("eps", ctypes.c_double),
+        ("film", ctypes.c_int64),
+        ("a", ctypes.c_int64),
+        ("b", ctypes.c_int64),
+        ("saved", ctypes.c_int64),
+        ("out", Tensor),
+        ("x", Tensor),
+        ("y", Tensor),
+        ("w", Weight * 6),
+    )
+
+
+class Job(ctypes.Structure):
+    """``sdt_job``."""
+
+    _fields_ = (
+        ("arena", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+        ("film", ctypes.c_void_p),
+        ("input", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("film_gradient", ctypes.c_void_p),
+        ("gradients", ctypes.c_void_p),
+        ("images", ctypes.c_int64),
+    )
+
+
+class Parameter(ctypes.Structure):
+    """``sdt_parameter``."""
+
+    _fields_ = (
+        ("dense", ctypes.c_void_p),
+        ("gradient", ctypes.c_void_p),
+        ("index", ctypes.c_void_p),
+        ("count", ctypes.c_int64),
+        ("value", ctypes.c_int64),
+        ("rows", ctypes.c_int64),
+        ("row_size", ctypes.c_int64),
+        ("eps", ctypes.c_double),
+        ("moments", ctypes.c_void_p),
+    )
+
+
+def load() -> ctypes.CDLL:
+    """The native library, its functions typed. Raises `KernelError` when there is none."""
+    named = os.environ.get("SPARSE_DDPM_TRAIN_LIBRARY")
+    return _load(Path(named) if named else _installed())
+
+
+def _installed() -> Path:
+    folders = [Path(folder) for folder in sys.modules[__package__].__path__]
+    found = (folder / LIBRARY for folder in folders if (folder / LIBRARY).is_file())
+    return next(found, Path(__file__).with_name(LIBRARY))
+
+
+@functools.cache
+def _load(path: Path) -> ctypes.CDLL:
+    if not path.is_file():
+        raise KernelError(
+            f"sparse training: expected the compiled library {path}, got no such file; install a "
+            "C++17 compiler (GCC or Clang), then install sparse-ddpm again, or train with torch's "
+            "kernels (--kernels torch)."
+        )
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise KernelError(f"{path}: expected a shared library, got {error}.") from None
+    i32, i64, address = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
+    for name, result, arguments in (
+        ("sdt_abi", i32, ()),
+        ("sdt_op_size", i64, ()),
+        ("sdt_isas", ctypes.c_uint32, ()),
+        ("sdt_vector", i32, (i32,)),
+        ("sdt_scratch", i64, (i32, address, i64)),
+        ("sdt_run", i32, (i32, address, i64, i64, address, i64, address, i64, i32)),
+        ("sdt_gather", None, (address, i64, address)),
+        ("sdt_scatter", None, (address, i64, address, address)),
+    ):
+        function = getattr(library, name, None)
+        if function is None:
+            raise KernelError(f"{path}: expected a function {name}, got none.")
+        function.restype, function.argtypes = result, arguments
+    found = (library.sdt_abi(), library.sdt_op_size())
+    if found != (ABI, ctypes.sizeof(Op)):
+        wanted = f"ABI {ABI} with operations of {ctypes.sizeof(Op)} bytes"
+        raise KernelError(f"{path}: expected {wanted}, got {found[0]} with {found[1]}.")
+    return library
+
+
+def isas() -> tuple[str, ...]:
+    """The instruction sets that this machine can run, narrowest first."""
+    bits = load().sdt_isas()
+    return tuple(name for i, name in enumerate(ISAS) if bits >> i & 1)
+
+
+def default_isa() -> str:
+    """The widest, or the one that ``SPARSE_DDPM_ISA`` names. Raises `KernelError`."""
+    available = isas()
+    named = os.environ.get("SPARSE_DDPM_ISA") or available[-1]
+    if named not in available:
+        wanted = f"one of {', '.join(available)}"
+        raise KernelError(f"SPARSE_DDPM_ISA: expected {wanted}, got {named!r}.")
+    return named
+
+
+def vector(isa: str) -> int:
+    """Floats of a vector."""
+    return int(load().sdt_vector(ISAS.index(isa)))
+
+
+class Passes:
+    """Lists of operations and the threads' memory they run in.
+
+    ``workspace``: addresses, one a thread; ``scratch``: where in it the scratch begins, in floats.
+    """
+
+    def __init__(self, isa: str, lanes: int) -> None:
+        self._library, self._isa, self.lanes = load(), ISAS.index(isa), lanes
+
+    def scratch(self, operations: Sequence[Op]) -> int:
+        """Floats of scratch that the neediest operation takes."""
+        needs = (
+            int(self._library.sdt_scratch(self._isa, ctypes.byref(op), self.lanes))
+            for op in operations
+        )
+        return max(needs, default=0)
+
+    def run(
+        self,
+        operations: ctypes.Array[Op],
+        jobs: ctypes.Array[Job],
+        workspace: Sequence[int],
+        scratch: int,
+    ) -> None:
+        """All ``operations`` for each of ``jobs``, on as many threads as there are workspaces."""
+        places = (ctypes.c_void_p * len(workspace))(*workspace)
+        done = self._library.sdt_run(
+            self._isa,
+            operations,
+            len(operations),
+            self.lanes,
+            jobs,
+            len(jobs),
+            places,
+            scratch,
+            len(workspace),
+        )
+        if done != 0:
+            raise KernelError("sparse training: expected threads to start, got none.")
+
+
+def gather(parameters: ctypes.Array[Parameter], values: int) -> None:
+    """Values, at that address, of all parameters."""
+    load().sdt_gather(parameters, len(parameters), values)
+
+
+def scatter(parameters: ctypes.Array[Parameter], values: int, gradients: int) -> None:
+    """Gradients of all parameters from those of their values."""
+    load().sdt_scatter(parameters, len(parameters), values, gradients)

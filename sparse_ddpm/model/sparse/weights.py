@@ -1,0 +1,162 @@
+"""The values that kernels read, and the parameters that they come from."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+from numpy.typing import NDArray
+from sparse_ddpm_kernels import training as native
+from torch import Tensor
+
+from sparse_ddpm.model.layers import STANDARDIZATION_EPS, Conv, Masked
+from sparse_ddpm.model.sparse.memory import Geometry
+from sparse_ddpm.model.sparse.panels import Panels, make_panels
+
+
+class Weights:
+    """Values: a zero, those of all parameters, then those that turned weights read, once more.
+
+    ``values`` and ``gradients`` of a job have `count` and `own` numbers; gradients are of the
+    parameters' only.
+    """
+
+    def __init__(self) -> None:
+        self.parameters: list[Tensor] = []
+        """In the order in which they were first used, each once."""
+        self._natives: list[native.Parameter] = []
+        self._owners: list[int] = []
+        self._arrays: list[NDArray[np.generic]] = []
+        self._turned: list[tuple[native.Weight, NDArray[np.int64]]] = []
+        self.own = 1
+        self.count = 0
+        self._order = np.zeros(0, np.int64)
+
+    def vector(self, parameter: Tensor) -> int:
+        """Where the values of a gain, a shift or a bias begin."""
+        return self._add(parameter, None, parameter.numel(), 1, None)
+
+    def conv(
+        self,
+        module: Conv,
+        here: Geometry | int,
+        there: Geometry | int,
+        *,
+        rows: slice | None = None,
+        turn: bool = True,
+    ) -> tuple[native.Weight, native.Weight | None]:
+        """The weight (or some rows of it) for inputs that lie as ``here``, and the same turned.
+
+        The turned one maps gradients of outputs, which lie as ``there``, to those of inputs; an
+        integer is the distance of channels where there are single pixels only. With ``rows`` the
+        bias is left out.
+        """
+        weight, size = module.weight, module.size
+        kept = slice(None) if rows is None else rows
+        taps = size * size
+        index = np.arange(weight.numel(), dtype=np.int32).reshape(weight.shape)[kept]
+        mask = np.ones(weight.shape, bool)[kept]
+        if module.mask is not None:
+            mask = module.mask.detach().cpu().numpy()[kept] != 0
+        outputs, inputs = mask.shape[:2]
+        panels = make_panels(mask.reshape(outputs, -1), index.reshape(outputs, -1))
+        value = self._add(weight, panels.index, panels.index.size, len(weight), module)
+        bias = -1
+        if rows is None and module.bias is not None:
+            bias = self.vector(module.bias)
+        forward = self._native(panels, _offsets(panels.column, size, here, 1), value, bias)
+        if not turn:
+            return forward, None
+        place = np.zeros(weight.numel(), np.int64)
+        inside = panels.index.ravel() >= 0
+        place[panels.index.ravel()[inside]] = value + np.nonzero(inside)[0]
+        across = (1, 0, 2, 3)
+        back = make_panels(
+            mask.transpose(across).reshape(inputs, outputs * taps),
+            np.ascontiguousarray(index.transpose(across)).reshape(inputs, outputs * taps),
+        )
+        turned = self._native(back, _offsets(back.column, size, there, -1), 0, -1)
+        order = np.where(back.index >= 0, place[np.maximum(back.index, 0)], 0).ravel()
+        self._turned.append((turned, order))
+        return forward, turned
+
+    def _native(
+        self, panels: Panels, offsets: NDArray[np.int32], value: int, bias: int
+    ) -> native.Weight:
+        self._arrays += [panels.ptr, offsets]
+        return native.Weight(
+            panels.group,
+            panels.rows,
+            len(panels.ptr) - 1,
+            panels.ptr.ctypes.data,
+            offsets.ctypes.data,
+            value,
+            bias,
+        )
+
+    def _add(
+        self,
+        parameter: Tensor,
+        index: NDArray[np.int32] | None,
+        count: int,
+        rows: int,
+        module: Masked | None,
+    ) -> int:
+        owner = next((i for i, p in enumerate(self.parameters) if p is parameter), None)
+        if owner is None:
+            owner = len(self.parameters)
+            self.parameters.append(parameter)
+        start = self.own
+        self.own += count
+        made = native.Parameter(count=count, value=start, rows=rows, eps=-1.0)
+        made.row_size = parameter.numel() // rows
+        if index is not None:
+            flat = np.ascontiguousarray(index)
+            self._arrays.append(flat)
+            made.index = flat.ctypes.data
+        if module is not None and module.standardized == "surviving":
+            moments = np.zeros((rows, 2))
+            self._arrays.append(moments)
+            made.eps, made.moments = STANDARDIZATION_EPS, moments.ctypes.data
+        self._natives.append(made)
+        self._owners.append(owner)
+        return start
+
+    def finish(self) -> None:
+        """Lay out what turned weights read; call it before operations copy them."""
+        self.count = self.own
+        for turned, order in self._turned:
+            turned.value = self.count
+            self.count += len(order)
+        orders = [order for _, order in self._turned]
+        self._order = np.concatenate([np.zeros(0, np.int64), *orders])
+
+    def gather(self, values: NDArray[np.float32]) -> None:
+        """Fill ``values`` ``[count]`` from the parameters, as they are now."""
+        native.gather(self._table(None), values.ctypes.data)
+        values[0] = 0.0
+        np.take(values[: self.own], self._order, out=values[self.own :], mode="clip")
+
+    def scatter(
+        self, values: NDArray[np.float32], gradients: NDArray[np.float32], to: list[Tensor]
+    ) -> None:
+        """Gradients ``[own]`` of the values to those of the parameters, zeros before."""
+        native.scatter(self._table(to), values.ctypes.data, gradients.ctypes.data)
+
+    def _table(self, gradients: list[Tensor] | None) -> ctypes.Array[native.Parameter]:
+        for made, owner in zip(self._natives, self._owners, strict=True):
+            made.dense = self.parameters[owner].data_ptr()
+            made.gradient = None if gradients is None else gradients[owner].data_ptr()
+        return (native.Parameter * len(self._natives))(*self._natives)
+
+
+def _offsets(
+    column: NDArray[np.int32], size: int, lies: Geometry | int, sign: int
+) -> NDArray[np.int32]:
+    """Of the column ``(c * size + r) * size + s``; ``sign`` -1: taps point the other way."""
+    if isinstance(lies, int):
+        return (column * lies).astype(np.int32)
+    channel, tap = np.divmod(column.astype(np.int64), size * size)
+    r, s = np.divmod(tap, size)
+    shift = (r - size // 2) * lies.row + (s - size // 2) * lies.lanes
+    return (channel * lies.channel + sign * shift).astype(np.int32)
