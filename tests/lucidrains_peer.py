@@ -1,8 +1,9 @@
 """denoising-diffusion-pytorch beside ours: the original implementation that imports are held to.
 
 Its one file of networks and diffusions is imported without the rest of its package, and what that
-file imports for training alone (torchvision, accelerate, ...) is replaced by a stand-in. Several versions are tested where ``SPARSE_DDPM_LUCIDRAINS`` lists the folders
-that hold them (``pip install --no-deps --target``), and else the one that is installed.
+file imports for training alone (torchvision, accelerate, ...) is replaced by a stand-in. Several
+versions are tested where ``SPARSE_DDPM_LUCIDRAINS`` lists the folders that hold them (made by
+``pip install --no-deps --target FOLDER``), and else the one that is installed.
 """
 
 from __future__ import annotations
