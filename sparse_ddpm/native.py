@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparse_ddpm.engine.arena import lanes_for
-from sparse_ddpm.engine.cpu import _Ops as NativeOps
 from sparse_ddpm.engine.film import Films
+from sparse_ddpm.engine.native_ops import NativeOps
 from sparse_ddpm.engine.plan import make_plan
 from sparse_ddpm.errors import ConfigError, expected
 from sparse_ddpm.files import write_atomically

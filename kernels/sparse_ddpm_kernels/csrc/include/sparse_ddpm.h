@@ -52,7 +52,7 @@ typedef enum sddpm_status {
 typedef struct sddpm_model sddpm_model;
 
 /* Keep a copy of the model in private memory, on large pages where the system has them: the file may
- * then be changed, the memory given to sddpm_open_memory freed, and long runs gain a little speed. */
+ * then be changed, and the memory given to sddpm_open_memory freed. */
 #define SDDPM_PRIVATE 1u
 
 /* How to open a model. All zeros but `size` are the defaults, and so is NULL for a pointer to it. */
@@ -93,8 +93,9 @@ SDDPM_API const char *sddpm_error_text(int status);
 /* What went wrong in this thread's last call that failed, in detail; never NULL. */
 SDDPM_API const char *sddpm_last_error(void);
 
-/* Opens a file. It must not be changed while the model is open, unless SDDPM_PRIVATE is set. On
- * failure *model is NULL. */
+/* Opens a file. On failure *model is NULL. The file is checked here, once, and read where it lies from
+ * then on: whoever writes into it or cuts it short while it is open may end the program. Replace it by
+ * renaming another over it, or set SDDPM_PRIVATE. */
 SDDPM_API int sddpm_open(const char *path, const sddpm_options *options, sddpm_model **model);
 /* Opens the bytes of a file. They must stay until the model is closed; they are copied if they do not
  * begin at a multiple of 64, or if SDDPM_PRIVATE is set. */
