@@ -36,6 +36,11 @@ def convert_folder(path: Path, options: Options) -> Ticket:
     goes before it, unless the options want what was trained); the scheduler's file beside it, or
     in ``scheduler``. Weights are safetensors or torch files, in one piece or several.
     """
+    for name in ("groups", "heads", "source_version"):
+        if getattr(options, name) is not None:
+            wanted = f"none for a diffusers folder, whose {CONFIG} says it"
+            option = f"--{name.replace('_', '-')}"
+            raise TicketError(expected(option, wanted, getattr(options, name)))
     folder = _model_folder(path, options)
     architecture = architecture_of(_json(folder / CONFIG), options)
     places = (path / "scheduler", path, folder, folder.parent / "scheduler", folder.parent)
