@@ -125,8 +125,8 @@ class _Arrays:
         """Of ``count`` elements in memory."""
         if not address or not count:
             return 0, 0
-        held = (ctypes.c_char * (count * np.dtype(dtype).itemsize)).from_address(address)
-        return self.add(np.frombuffer(held, dtype))
+        size = count * np.dtype(dtype).itemsize
+        return self.add(np.frombuffer(ctypes.string_at(address, size), dtype))
 
 
 def _text(text: Mapping[str, str]) -> bytes:
