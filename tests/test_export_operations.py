@@ -111,6 +111,28 @@ def test_conv(name: str, bias: bool) -> None:
     check(program(Conv("y", "x", weight, size, bias_vector)))
 
 
+@pytest.mark.parametrize("bias", [None, random(5)])
+@pytest.mark.parametrize("residual", [None, "y"])
+def test_conv_with_a_bias_that_time_moves(bias: Any, residual: str | None) -> None:
+    first = Conv("y", "x", Dense(random(5, 72)), 3)
+    check(program(first, Conv("z", "y", Dense(random(5, 5)), 1, bias, residual, film=9)))
+
+
+def test_a_selection_is_a_gather() -> None:
+    copy = Conv("y", "x", CSR.from_dense(np.eye(8)[[1, 4, 4, 7]]), 1)
+    check(program(copy))
+    operators = [node.op_type for node in export_denoiser(program(copy)).graph.node]
+    assert "Gather" in operators
+    assert "Conv" not in operators
+
+
+@pytest.mark.parametrize("bias", [None, random(8)])
+def test_a_sum_with_a_constant_is_no_convolution(bias: Any) -> None:
+    none = Conv("y", "x", CSR.from_dense(np.zeros((8, 8), np.float32)), 1, bias, residual="x")
+    check(program(none))
+    assert "Conv" not in [node.op_type for node in export_denoiser(program(none)).graph.node]
+
+
 @pytest.mark.parametrize("shape", [(8, 1, 1), (8, 1, 5), (1, 7, 7)])
 def test_conv_on_odd_images(shape: tuple[int, int, int]) -> None:
     check(program(Conv("y", "x", sparse(17, shape[0] * 9, 0.4), 3, random(17)), shape=shape))
