@@ -166,10 +166,11 @@ struct Exact {
   Exact &operator=(const Exact &) = delete;
 };
 
-int stop_at_two(void *, const sddpm_progress *now) {
+// Reads what it is shown; stops after two steps if `user` is not null.
+int watch(void *user, const sddpm_progress *now) {
   volatile float last = now->state[now->count - 1];
   (void)last;
-  return now->step >= 2;
+  return user != nullptr && now->step >= 2;
 }
 
 struct Counts {
@@ -205,9 +206,17 @@ void run(const std::vector<Content> &models, uint64_t index, Counts &counts) {
   const char *name = sddpm_sampler(model, int32_t(below(random, uint64_t(info.samplers))), nullptr);
   if (name == nullptr || numbers * images > (16u << 20)) abort();
   sddpm_metadata(model, "dataset");
-  std::vector<float> out(numbers * images);
-  const int sampled =
-      sddpm_sample(model, name, random(), random() >> 1, images, out.data(), stop_at_two, nullptr);
+  int flag = 0;
+  void *const stop = chance(random, 70) ? &flag : nullptr;
+  const uint64_t seed = random(), begin = random() >> 1;
+  int sampled;
+  if (chance(random, 70)) {
+    std::vector<float> out(numbers * images);
+    sampled = sddpm_sample(model, name, seed, begin, images, out.data(), watch, stop);
+  } else {
+    std::vector<uint8_t> out(numbers * images);
+    sampled = sddpm_sample_uint8(model, name, seed, begin, images, out.data(), watch, stop);
+  }
   ++counts.sampled[sampled & 15];
   if (sampled == SDDPM_INTERNAL || sampled == SDDPM_INVALID) abort();
   sddpm_close(model);

@@ -11,8 +11,8 @@ namespace {
 constexpr int64_t kLine = 16;  // floats
 constexpr int32_t kMostSide = 1 << 20, kMostHalo = 1 << 10, kMostSize = 255;
 constexpr int32_t kMostCopiedSize = 7;
-// What all sums of products below stay far from overflowing with.
-constexpr int64_t kMostFloats = int64_t{1} << 40;
+// Of an arena: units of work are counted in 32 bits, and no sum of products below can overflow.
+constexpr int64_t kMostFloats = int64_t{1} << 34;
 constexpr int64_t kMostOperations = 1 << 20;
 constexpr double kFloat = sizeof(float);
 // What an operation takes of memory at least, and a thread for each.

@@ -65,9 +65,9 @@ void sampler_step(const Coefficients &c, bool clip, const float *n, const float 
 void to_levels(const float *x, uint8_t *out, int64_t channels, int64_t pixels) {
   for (int64_t c = 0; c < channels; ++c)
     for (int64_t i = 0; i < pixels; ++i) {
-      const float level = (x[c * pixels + i] + 1.0f) * 127.5f;
+      const float level = (x[c * pixels + i] + 1.0f) * 127.5f;  // NaN becomes 0
       out[i * channels + c] =
-          static_cast<uint8_t>(std::nearbyintf(std::min(std::max(level, 0.0f), 255.0f)));
+          static_cast<uint8_t>(std::nearbyintf(std::min(std::max(0.0f, level), 255.0f)));
     }
 }
 

@@ -119,7 +119,7 @@ SDDPM_API int sddpm_sample_uint8(sddpm_model *model, const char *sampler, uint64
                                  uint64_t first, uint64_t count, uint8_t *out,
                                  sddpm_callback callback, void *user);
 
-/* Ends the model's threads and frees what it holds; NULL is allowed. */
+/* Ends the model's threads and frees what it holds; no other call may be at work on it. NULL is allowed. */
 SDDPM_API void sddpm_close(sddpm_model *model);
 
 #ifdef __cplusplus
