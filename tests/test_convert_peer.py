@@ -123,4 +123,6 @@ def test_images_of_its_own_sampler(
     first = torch.from_numpy(normal(4, np.arange(2), 0, (2, SIZE, SIZE)))
     monkeypatch.setattr(torch, "randn", lambda *_, **__: first.clone())
     wanted = diffusion.sample(batch_size=2).numpy() * 2 - 1
+    if not np.isfinite(wanted).all():
+        pytest.skip("with a last beta of 1, before 1.6.3, the original divides by zero")
     assert np.abs(got - wanted).max() < 1e-3
