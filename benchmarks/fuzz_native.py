@@ -47,8 +47,10 @@ from sparse_ddpm.program import (
 )
 from sparse_ddpm.sampling import make_table
 from sparse_ddpm.ticket import (
+    Architecture,
     DiffusionConfig,
     Ticket,
+    UNet2DConfig,
     UNetConfig,
     load_ticket,
     save_ticket,
@@ -66,7 +68,7 @@ STATUSES = (
 )
 
 TINY = UNetConfig(dim=6, dim_mults=(1, 2), channels=1, image_size=8, groups=3, heads=2, dim_head=4)
-TICKETS = {
+TICKETS: dict[str, tuple[Architecture, float, str]] = {
     "element": (TINY, 0.9, "element"),
     "vector": (
         UNetConfig(dim=16, dim_mults=(1, 1), channels=3, image_size=4, heads=1, dim_head=8),
@@ -81,6 +83,22 @@ TICKETS = {
     "dense": (
         UNetConfig(dim=8, dim_mults=(1, 2, 2), channels=1, image_size=16, heads=2, dim_head=4),
         0.0,
+        "element",
+    ),
+    "diffusers": (
+        UNet2DConfig(
+            channels=1,
+            image_size=8,
+            block_out_channels=(4, 8),
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            time_dim=8,
+            head_dim=4,
+            norm_num_groups=2,
+            attn_norm_num_groups=2,
+        ),
+        0.7,
         "element",
     ),
 }
