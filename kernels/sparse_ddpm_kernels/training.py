@@ -89,6 +89,7 @@ class Op(ctypes.Structure):
         ("a", ctypes.c_int64),
         ("b", ctypes.c_int64),
         ("saved", ctypes.c_int64),
+        ("kept", ctypes.c_void_p),
         ("out", Tensor),
         ("x", Tensor),
         ("y", Tensor),

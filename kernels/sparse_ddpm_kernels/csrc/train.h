@@ -43,7 +43,7 @@ enum sdt_kind {
   SDT_NORM_ACT = 3,       /* group norm, gain a, shift b, FiLM, SiLU (+ y, if it has channels) */
   SDT_CHANNEL_NORM = 4,   /* norm over the channels of each pixel, gain a (+ y) */
   SDT_LINEAR = 5,         /* linear attention between its two 1x1 convolutions: w[0] makes q, w[1]
-                             k and v, w[2] takes the mix */
+                             k and those channels of v that are kept, w[2] takes their mix */
   SDT_SOFTMAX = 6,        /* softmax attention; x is q, k and v */
   SDT_SPACE_TO_DEPTH = 7, /* channel 4c + 2i + j = pixels (2h + i, 2w + j) of channel c */
   SDT_UPSAMPLE = 8,       /* every pixel twice in each direction */
@@ -87,6 +87,8 @@ typedef struct {
   int64_t film;   /* row of the job's film where its scales begin, its shifts follow; -1: none */
   int64_t a, b;   /* of gain and shift among the values, and of their gradients */
   int64_t saved;  /* float of the arena where it keeps what the backward pass needs */
+  const int32_t *kept; /* [heads + 1]: where each head's kept channels of v begin, and how many
+                          there are; others are 0, or nobody reads their mix */
   sdt_tensor out, x, y;
   sdt_weight w[6];
 } sdt_op;

@@ -23,7 +23,7 @@ BACK = {
 def operation(step: Step) -> Op:
     """The step as the forward pass does it."""
     op = Op(kind=step.kind, accumulate=step.accumulate, eps=NORM_EPS)
-    for name in ("groups", "heads", "dim_head", "film", "a", "b", "saved"):
+    for name in ("groups", "heads", "dim_head", "film", "a", "b", "saved", "kept"):
         setattr(op, name, getattr(step, name))
     for name in ("x", "y", "out"):
         value = getattr(step, name)

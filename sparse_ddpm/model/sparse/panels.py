@@ -47,7 +47,8 @@ def make_panels(mask: NDArray[np.bool_], index: NDArray[np.int32]) -> Panels:
 
 def _union(mask: NDArray[np.bool_], group: int) -> NDArray[np.bool_]:
     rows, columns = mask.shape
-    padded = np.zeros((-(-rows // group) * group, columns), bool)
+    panels = -(-rows // group)
+    padded = np.zeros((panels * group, columns), bool)
     padded[:rows] = mask
-    union: NDArray[np.bool_] = padded.reshape(-1, group, columns).any(1)
+    union: NDArray[np.bool_] = np.logical_or.reduce(padded.reshape(panels, group, columns), axis=1)
     return union

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import cast
 
+import numpy as np
 from sparse_ddpm_kernels.training import CHUNK, Kind, Weight
 from torch import nn
 
@@ -13,11 +13,13 @@ from sparse_ddpm.model.layers import (
     ChannelNorm,
     Conv,
     Linear,
+    LinearMix,
     NormAct,
     ResnetBlock,
+    SoftmaxMix,
 )
 from sparse_ddpm.model.sparse.memory import Arena, Geometry, Value
-from sparse_ddpm.model.sparse.weights import Weights
+from sparse_ddpm.model.sparse.weights import Weights, survivors
 from sparse_ddpm.model.unet import DownLevel, Middle, UNet, UpLevel
 
 IMAGE_HALO = 3
@@ -42,6 +44,8 @@ class Step:
     a: int = -1
     b: int = -1
     saved: int = -1
+    kept: int = 0
+    """The address of ``sdt_op.kept``."""
 
 
 class Steps:
@@ -125,16 +129,18 @@ class Steps:
         self.steps.append(step)
 
     def _norm_act(
-        self, module: NormAct, x: Value, out: Value, y: Value | None = None, film: int = -1
+        self, module: nn.Module, x: Value, out: Value, y: Value | None = None, film: int = -1
     ) -> None:
+        assert isinstance(module, NormAct)
         step = Step(Kind.NORM_ACT, x, out, y, groups=module.groups, film=film)
         step.a, step.b = self.weights.vector(module.weight), self.weights.vector(module.bias)
         step.saved = self.arena.take(2 * module.groups * self.lanes)
         self.steps.append(step)
 
     def _channel_norm(
-        self, module: ChannelNorm, x: Value, out: Value, y: Value | None = None
+        self, module: nn.Module, x: Value, out: Value, y: Value | None = None
     ) -> None:
+        assert isinstance(module, ChannelNorm)
         step = Step(Kind.CHANNEL_NORM, x, out, y, a=self.weights.vector(module.gain))
         step.saved = self.arena.take(2 * x.buffer.geometry.pixels * self.lanes)
         self.steps.append(step)
@@ -156,11 +162,12 @@ class Steps:
 
     def _attention(self, block: AttentionBlock, x: Value, out: Value) -> None:
         geometry, mix = x.buffer.geometry, block.mix
-        heads, dim = cast(int, mix.heads), cast(int, mix.dim_head)
+        assert isinstance(mix, LinearMix | SoftmaxMix)
+        heads, dim = mix.heads, mix.dim_head
         hidden = heads * dim
         normed = self._new(geometry, x.channels)
         self._channel_norm(block.norm, x, normed)
-        if isinstance(block.out_norm, nn.Identity):
+        if isinstance(mix, SoftmaxMix):
             qkv, mixed = self._new(geometry, 3 * hidden), self._new(geometry, hidden)
             self._conv(block.qkv, normed, qkv)
             self.steps.append(Step(Kind.SOFTMAX, qkv, mixed, heads=heads, dim_head=dim))
@@ -170,16 +177,22 @@ class Steps:
         apart = CHUNK * self.lanes
         projected = self._new(geometry, x.channels)
         step = Step(Kind.LINEAR, normed, projected, heads=heads, dim_head=dim)
-        for module, rows in (
-            (block.qkv, slice(0, hidden)),
-            (block.qkv, slice(hidden, 3 * hidden)),
-            (block.out, None),
+        # A channel of v acts if it has weights and something reads its mix.
+        alive = survivors(block.qkv)[2 * hidden :, :, 0, 0].any(1)
+        mixed_rows = np.nonzero(alive & survivors(block.out)[:, :, 0, 0].any(0))[0]
+        kept = np.searchsorted(mixed_rows, np.arange(heads + 1) * dim).astype(np.int32)
+        step.kept = self.weights.keep(kept)
+        both = np.concatenate([np.arange(hidden, 2 * hidden), 2 * hidden + mixed_rows])
+        for module, rows, columns in (
+            (block.qkv, np.arange(hidden), None),
+            (block.qkv, both, None),
+            (block.out, None, mixed_rows),
         ):
-            forward, turned = self.weights.conv(module, apart, apart, rows=rows)
+            forward, turned = self.weights.conv(module, apart, apart, rows=rows, columns=columns)
             assert turned is not None
             step.weights.append(forward)
             step.turned.append(turned)
-        step.saved = self.arena.take((hidden * dim + 2 * hidden) * self.lanes)
+        step.saved = self.arena.take((len(mixed_rows) * dim + 2 * hidden) * self.lanes)
         self.steps.append(step)
         self._channel_norm(block.out_norm, projected, out, x)
 

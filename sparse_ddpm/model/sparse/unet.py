@@ -13,6 +13,7 @@ from sparse_ddpm_kernels import training as native
 from torch import Tensor
 
 from sparse_ddpm.errors import ConfigError, expected
+from sparse_ddpm.model.denoiser import Denoiser
 from sparse_ddpm.model.sparse.backward import Backward, operation
 from sparse_ddpm.model.sparse.memory import zeros
 from sparse_ddpm.model.sparse.steps import Steps
@@ -22,21 +23,37 @@ LANES = 16
 """Images of a pass; a multiple of every vector."""
 
 
+def unsupported(model: Denoiser) -> str:
+    """What about a model these kernels cannot do; empty where they can."""
+    if not isinstance(model, UNet):
+        return f"a {type(model).__name__}"
+    config = model.config
+    if config.weight_standardization == "full":
+        return "weight standardisation over pruned weights"
+    for name, value in (
+        ("block_norm", "group"),
+        ("attention_norm", "layer"),
+        ("attention_values", "mean"),
+    ):
+        if getattr(config, name) != value:
+            return f"{name} {getattr(config, name)}"
+    return ""
+
+
 class SparseUNet:
-    """What ``model`` computes with its present masks: x ``[N, C, H, W]``, t ``[N]`` to the same shape.
+    """``model`` with its present masks: x ``[N, C, H, W]``, t ``[N]`` to ``[N, C, H, W]``.
 
     Float32 throughout; gradients go to the parameters of ``model``, exactly 0 where masked. What
     it returns depends neither on ``threads`` nor on timing. Only the last forward pass can be
-    differentiated. After `UNet.set_masks` make another one. Raises `ConfigError` for weight
-    standardisation over pruned weights, and `sparse_ddpm_kernels.KernelError` without the library.
+    differentiated. After `Denoiser.set_masks` make another one. Raises `ConfigError` for a model
+    that is `unsupported`, and `sparse_ddpm_kernels.KernelError` without the library.
     """
 
-    def __init__(self, model: UNet, threads: int = 1, isa: str | None = None) -> None:
-        if model.config.weight_standardization == "full" and any(
-            module.mask is not None for module in model.masked().values()
-        ):
-            wanted = "none or surviving with sparse kernels"
-            raise ConfigError(expected("weight-standardization", wanted, "'full'"))
+    def __init__(self, model: Denoiser, threads: int = 1, isa: str | None = None) -> None:
+        reason = unsupported(model)
+        if reason:
+            raise ConfigError(expected("sparse kernels", "another network", reason))
+        assert isinstance(model, UNet)
         self.model = model
         isa = isa or native.default_isa()
         self._built = Steps(model, LANES)
@@ -57,7 +74,7 @@ class SparseUNet:
         model = self.model
         time = F.silu(model.time(t))
         film = torch.cat([linear(time) for linear in self._built.films], dim=1)
-        out: Tensor = _Pass.apply(self, x, film, *self.weights.parameters)
+        out: Tensor = _Pass.apply(self, x, film, *self.weights.parameters)  # type: ignore[no-untyped-call]
         return out
 
     def forward(self, x: NDArray[np.float32], film: NDArray[np.float32]) -> NDArray[np.float32]:

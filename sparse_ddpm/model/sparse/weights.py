@@ -42,24 +42,25 @@ class Weights:
         here: Geometry | int,
         there: Geometry | int,
         *,
-        rows: slice | None = None,
+        rows: NDArray[np.int64] | None = None,
+        columns: NDArray[np.int64] | None = None,
         turn: bool = True,
     ) -> tuple[native.Weight, native.Weight | None]:
-        """The weight (or some rows of it) for inputs that lie as ``here``, and the same turned.
+        """The weight (or some rows or columns) for inputs that lie as ``here``, and it turned.
 
         The turned one maps gradients of outputs, which lie as ``there``, to those of inputs; an
         integer is the distance of channels where there are single pixels only. With ``rows`` the
         bias is left out.
         """
         weight, size = module.weight, module.size
-        kept = slice(None) if rows is None else rows
+        outputs = np.arange(len(weight)) if rows is None else rows
+        inputs = np.arange(weight.shape[1]) if columns is None else columns
+        chosen = np.ix_(outputs, inputs)
         taps = size * size
-        index = np.arange(weight.numel(), dtype=np.int32).reshape(weight.shape)[kept]
-        mask = np.ones(weight.shape, bool)[kept]
-        if module.mask is not None:
-            mask = module.mask.detach().cpu().numpy()[kept] != 0
-        outputs, inputs = mask.shape[:2]
-        panels = make_panels(mask.reshape(outputs, -1), index.reshape(outputs, -1))
+        index = np.arange(weight.numel(), dtype=np.int32).reshape(weight.shape)[chosen]
+        mask = survivors(module)[chosen]
+        flat = (len(outputs), len(inputs) * taps)
+        panels = make_panels(mask.reshape(flat), index.reshape(flat))
         value = self._add(weight, panels.index, panels.index.size, len(weight), module)
         bias = -1
         if rows is None and module.bias is not None:
@@ -71,27 +72,26 @@ class Weights:
         inside = panels.index.ravel() >= 0
         place[panels.index.ravel()[inside]] = value + np.nonzero(inside)[0]
         across = (1, 0, 2, 3)
+        flat = (len(inputs), len(outputs) * taps)
         back = make_panels(
-            mask.transpose(across).reshape(inputs, outputs * taps),
-            np.ascontiguousarray(index.transpose(across)).reshape(inputs, outputs * taps),
+            mask.transpose(across).reshape(flat), index.transpose(across).reshape(flat)
         )
         turned = self._native(back, _offsets(back.column, size, there, -1), 0, -1)
         order = np.where(back.index >= 0, place[np.maximum(back.index, 0)], 0).ravel()
         self._turned.append((turned, order))
         return forward, turned
 
+    def keep(self, array: NDArray[np.generic]) -> int:
+        """The address of an array that lives as long as this."""
+        self._arrays.append(array)
+        return array.ctypes.data
+
     def _native(
         self, panels: Panels, offsets: NDArray[np.int32], value: int, bias: int
     ) -> native.Weight:
-        self._arrays += [panels.ptr, offsets]
+        ptr, places = self.keep(panels.ptr), self.keep(offsets)
         return native.Weight(
-            panels.group,
-            panels.rows,
-            len(panels.ptr) - 1,
-            panels.ptr.ctypes.data,
-            offsets.ctypes.data,
-            value,
-            bias,
+            panels.group, panels.rows, len(panels.ptr) - 1, ptr, places, value, bias
         )
 
     def _add(
@@ -111,13 +111,9 @@ class Weights:
         made = native.Parameter(count=count, value=start, rows=rows, eps=-1.0)
         made.row_size = parameter.numel() // rows
         if index is not None:
-            flat = np.ascontiguousarray(index)
-            self._arrays.append(flat)
-            made.index = flat.ctypes.data
+            made.index = self.keep(np.ascontiguousarray(index))
         if module is not None and module.standardized == "surviving":
-            moments = np.zeros((rows, 2))
-            self._arrays.append(moments)
-            made.eps, made.moments = STANDARDIZATION_EPS, moments.ctypes.data
+            made.eps, made.moments = STANDARDIZATION_EPS, self.keep(np.zeros((rows, 2)))
         self._natives.append(made)
         self._owners.append(owner)
         return start
@@ -150,6 +146,14 @@ class Weights:
         return (native.Parameter * len(self._natives))(*self._natives)
 
 
+def survivors(module: Masked) -> NDArray[np.bool_]:
+    """The mask of a module's weight."""
+    if module.mask is None:
+        return np.ones(module.weight.shape, bool)
+    mask: NDArray[np.bool_] = module.mask.detach().cpu().numpy() != 0
+    return mask
+
+
 def _offsets(
     column: NDArray[np.int32], size: int, lies: Geometry | int, sign: int
 ) -> NDArray[np.int32]:
@@ -159,4 +163,5 @@ def _offsets(
     channel, tap = np.divmod(column.astype(np.int64), size * size)
     r, s = np.divmod(tap, size)
     shift = (r - size // 2) * lies.row + (s - size // 2) * lies.lanes
-    return (channel * lies.channel + sign * shift).astype(np.int32)
+    offsets: NDArray[np.int32] = (channel * lies.channel + sign * shift).astype(np.int32)
+    return offsets
