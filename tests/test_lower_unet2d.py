@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ pytest.importorskip("diffusers", reason="diffusers is the peer here")
 from diffusers_peer import CONFIGS, MASKS, TINY, outputs, prune, save, unet
 
 from sparse_ddpm.accounting import program_flops
-from sparse_ddpm.convert import convert
+from sparse_ddpm.convert import Options, convert
+from sparse_ddpm.convert.diffusers_config import architecture_of
 from sparse_ddpm.engine.cpu import CpuEngine
 from sparse_ddpm.engine.plan import make_plan
 from sparse_ddpm.engine.reference import ReferenceEngine
@@ -174,3 +176,40 @@ def test_a_gpu_computes_it(triton_dtypes: Any) -> None:
             engine.set_schedule(TIMESTEPS)
             for step in (1, 0):
                 assert relative(engine.run(x, step), reference.run(x, step)) < limits[dtype]
+
+
+def test_costs_count_the_pixels_of_every_convolution() -> None:
+    from sparse_ddpm.lottery.costs import pixels_of
+
+    config = dataclasses.replace(
+        TICKET,
+        block_out_channels=(16, 24, 32),
+        down_block_types=("DownBlock2D", "ResnetDownsampleBlock2D", "AttnDownBlock2D"),
+        up_block_types=("ResnetUpsampleBlock2D", "UpBlock2D", "AttnUpBlock2D"),
+    )
+    ticket = synthetic_ticket(config, 0.0)
+    program = lower_unet2d(ticket)
+    shapes = {op.out: program.shapes[op.out] for op in program.operations if isinstance(op, Conv)}
+    for name, pixels in pixels_of(config).items():
+        value = name.removesuffix(".weight")
+        for part in (".to_q", ".to_k", ".to_v"):
+            value = value.replace(part, ".qkv")
+        wanted = 0 if "time_emb_proj" in name else shapes[value][1] * shapes[value][2]
+        assert pixels == wanted, name
+
+
+def test_dense_flops_are_those_of_diffusers() -> None:
+    """Of a stride's convolution too, whose weight has four times as many columns here."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = unet(**CONFIGS["attention in other places"])
+    # The counter does not know the CPU's flash attention.
+    plain = sdpa_kernel(SDPBackend.MATH)
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), plain:
+        model(torch.zeros(1, 1, 8, 8), 0)
+    linears = [m for n, m in model.named_modules() if n.endswith("time_emb_proj")]
+    linears += [model.time_embedding.linear_1, model.time_embedding.linear_2]
+    time = sum(2 * linear.weight.numel() for linear in linears)
+    ticket = synthetic_ticket(architecture_of(json.loads(model.to_json_string()), Options()), 0.5)
+    assert program_flops(lower(ticket)).dense == counter.get_total_flops() - time

@@ -77,9 +77,10 @@ def account(plan: AnyPlan) -> tuple[OperationAccount, ...]:
             if block is None
             else block_bytes(block, shapes, activation)
         )
-        weights = [part.weight for part in step.operations if isinstance(part, Conv)]
+        convs = [part for part in step.operations if isinstance(part, Conv)]
+        weights = [conv.weight for conv in convs]
         stored = sum(weight.nnz for weight in weights)
-        places = sum(weight.shape[0] * weight.shape[1] for weight in weights)
+        places = sum(conv.places for conv in convs)
         planned = _planned(plan, step)
         rows.append(
             OperationAccount(

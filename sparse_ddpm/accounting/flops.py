@@ -28,10 +28,9 @@ class OperationFlops:
 def operation_flops(operation: Operation, shapes: Mapping[str, Shape]) -> OperationFlops:
     """FLOPs of one operation for one image; ``shapes`` are the Program's."""
     match operation:
-        case Conv(out=out, weight=weight):
+        case Conv(out=out, weight=weight, places=places):
             pixels = shapes[out][1] * shapes[out][2]
-            rows, columns = weight.shape
-            return OperationFlops(2 * rows * columns * pixels, 2 * weight.nnz * pixels)
+            return OperationFlops(2 * places * pixels, 2 * weight.nnz * pixels)
         case Attention(qkv=qkv, heads=heads, dim_head=dim_head):
             pixels = shapes[qkv][1] * shapes[qkv][2]
             both = 2 * 2 * heads * dim_head * pixels * pixels

@@ -30,10 +30,10 @@ def operation_bytes(
     """Bytes of one operation; activations, of ``activation`` bytes each, count once per image."""
     weights = dense = 0
     match operation:
-        case Conv(weight=weight, bias=bias):
+        case Conv(weight=weight, bias=bias, places=places):
             extra = 0 if bias is None else int(bias.nbytes)
             weights = weight.nbytes + extra
-            dense = FLOAT32 * weight.shape[0] * weight.shape[1] + extra
+            dense = FLOAT32 * places + extra
         case NormAct(gamma=gamma, beta=beta):
             weights = dense = int(gamma.nbytes + beta.nbytes)
         case ChannelNorm(gain=gain):

@@ -190,18 +190,19 @@ class _Lowering(Builder):
         # Blocks of several input channels are torn apart: their weights are stored one by one.
         matrix = self.matrix(wide, keep, pattern if pattern.columns == 1 else Pattern())
         x = self.emit(SpaceToDepth(f"{name}.space_to_depth", x))
-        return self.emit(Conv(f"{name}.conv", x, matrix, 3, self.parameter(f"{name}.conv.bias")))
+        bias, fan_in = self.parameter(f"{name}.conv.bias"), weight[0].size
+        return self.emit(Conv(f"{name}.conv", x, matrix, 3, bias, fan_in=fan_in))
 
     def pooled(self, name: str, x: str, channels: int) -> str:
         """The mean of each 2x2 square."""
         quarters = np.kron(np.eye(channels), np.full((1, 4), 0.25)).astype(np.float32)
         x = self.emit(SpaceToDepth(f"{name}.space_to_depth", x))
-        return self.emit(Conv(name, x, CSR.from_dense(quarters), 1))
+        return self.emit(Conv(name, x, CSR.from_dense(quarters), 1, fan_in=4))
 
     def scaled(self, name: str, x: str, channels: int, scale: float) -> str:
         """``x / scale``."""
         diagonal = np.eye(channels, dtype=np.float32) / np.float32(scale)
-        return self.emit(Conv(name, x, CSR.from_dense(diagonal), 1))
+        return self.emit(Conv(name, x, CSR.from_dense(diagonal), 1, fan_in=1))
 
     def time(self) -> TimeEmbedding:
         film, film_bias = self.film_maps()

@@ -25,7 +25,9 @@ class Conv:
 
     ``weight``: ``[Cout, Cin * size * size]``; ``size``: odd; ``bias``: ``[Cout]`` or None;
     ``residual``: a value of out's shape, or None. With ``film`` not None, row ``s`` of the time
-    table adds to the bias: ``table[s, film : film + Cout]``.
+    table adds to the bias: ``table[s, film : film + Cout]``. ``fan_in``, for accounts: how many
+    columns of a row a dense weight would fill, where the others are zero by construction (a
+    stride that became channels, a mean of pixels); None: all.
     """
 
     out: str
@@ -35,6 +37,13 @@ class Conv:
     bias: Vector | None = None
     residual: str | None = None
     film: int | None = None
+    fan_in: int | None = None
+
+    @property
+    def places(self) -> int:
+        """How many weights the layer had before any was pruned."""
+        rows, columns = self.weight.shape
+        return rows * (columns if self.fan_in is None else min(self.fan_in, columns))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
