@@ -44,6 +44,8 @@ LATER = (
     *("allocation", "similar-to", "pattern", "permute", "gradual", "distil"),
 )
 """Options that do not bear on the dense round, so that rows which differ in them share it."""
+LONG = ("operations", "memory", "storage")
+"""What ``inspect`` says that is not kept."""
 DENSE_FILES = ("ticket.pt", "samples.png", "weights.pt", "rewind.pt", "metrics.json")
 
 
@@ -109,8 +111,8 @@ class Runner:
     def _inspect(self, row: Row, seed: int) -> None:
         found = self._command(["inspect", str(self.ticket(row.name, seed)), "--json"])
         if found is not None:
-            # A row an operation is for looking at, not for keeping.
-            self._keep(row, seed, "inspect", {k: v for k, v in found.items() if k != "operations"})
+            # What has a row for each operation or tensor is for looking at, not for keeping.
+            self._keep(row, seed, "inspect", {k: v for k, v in found.items() if k not in LONG})
 
     def _evaluate(self, row: Row, seed: int) -> None:
         ticket, samples = str(self.ticket(row.name, seed)), str(self.places.samples)

@@ -1,18 +1,26 @@
-"""Images as one picture, a grid."""
+"""Pictures: images as a grid, and figures that matplotlib draws."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_ddpm.errors import ConfigError, expected
+from sparse_ddpm.errors import ConfigError, MissingDependencyError, expected
 from sparse_ddpm.files import write_atomically
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
 """The pictures that we write, by suffix."""
+
+FIGURES = (".png", ".svg", ".pdf")
+"""The figures that matplotlib writes, by suffix."""
+
+MATPLOTLIB = 'pip install ".[peers]"'
+"""Where matplotlib comes from."""
 
 SHOWN = 96
 """Images of fewer rows of pixels are enlarged towards this, by a whole factor."""
@@ -50,3 +58,28 @@ def save_grid(images: NDArray[np.uint8], path: Path) -> None:
     canvas = grid(images).repeat(scale, axis=0).repeat(scale, axis=1)
     picture = Image.fromarray(canvas[:, :, 0] if canvas.shape[2] == 1 else canvas)
     write_atomically(path, lambda file: picture.save(file, format=kind))
+
+
+def check_figure(path: Path, formats: Sequence[str] = FIGURES) -> None:
+    """Raise before the long work, not after: `ConfigError` for a suffix that is none of ``formats``
+    or a folder that is not there, `MissingDependencyError` where matplotlib is needed and absent.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in formats:
+        wanted = f"a suffix among {', '.join(formats)}"
+        raise ConfigError(expected(f"picture {path}", wanted, repr(path.suffix)))
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(expected(f"picture {path}", "an existing folder", path.parent))
+    if suffix not in FIGURES:
+        return
+    try:
+        import matplotlib  # noqa: F401 - asked for so that its absence has one clear error
+    except ImportError as error:
+        wanted = f"to be installed for pictures: {MATPLOTLIB}"
+        raise MissingDependencyError(expected("matplotlib", wanted, error)) from None
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure of matplotlib; the suffix of ``path`` says the format."""
+    kind = path.suffix.lower().removeprefix(".")
+    write_atomically(path, lambda file: figure.savefig(file, format=kind, dpi=150))

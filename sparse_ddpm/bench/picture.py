@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sparse_ddpm.bench.engines import EXTRA, OURS
-from sparse_ddpm.errors import ConfigError, MissingDependencyError, expected
-from sparse_ddpm.files import write_atomically
+from sparse_ddpm.bench.engines import OURS
+from sparse_ddpm.errors import ConfigError, expected
+from sparse_ddpm.pictures import FIGURES, check_figure, save_figure
 
-FORMATS = (".png", ".svg", ".pdf")
+FORMATS = FIGURES
 SHOWN = (0, 50, 80, 90, 95, 98, 99)
 """Sparsities, in per cent, that an axis names. Its scale is that of the weights left."""
 OUR_COLOUR, PEER_COLOURS = "#d1495b", {"float32": "#8d99ae", "bfloat16": "#c6ccd8"}
@@ -18,19 +18,8 @@ COLOURS = ("#d1495b", "#00798c", "#edae49", "#66a182", "#5f4b8b")
 
 
 def check_picture(path: Path) -> None:
-    """Raise before the long work, not after: `ConfigError` for a suffix that cannot be written,
-    `MissingDependencyError` without matplotlib.
-    """
-    if path.suffix.lower() not in FORMATS:
-        wanted = f"a suffix among {', '.join(FORMATS)}"
-        raise ConfigError(expected(f"picture {path}", wanted, repr(path.suffix)))
-    if not path.absolute().parent.is_dir():
-        raise ConfigError(expected(f"picture {path}", "an existing folder", path.parent))
-    try:
-        import matplotlib  # noqa: F401 - asked for so that its absence has one clear error
-    except ImportError as error:
-        wanted = f"to be installed for pictures: {EXTRA}"
-        raise MissingDependencyError(expected("matplotlib", wanted, error)) from None
+    """See `sparse_ddpm.pictures.check_figure`."""
+    check_figure(path, FORMATS)
 
 
 def save_steps(result: dict[str, Any], path: Path) -> None:
@@ -62,7 +51,7 @@ def save_steps(result: dict[str, Any], path: Path) -> None:
         f"{result['threads']} threads",
         fontsize=11,
     )
-    _write(figure, path)
+    save_figure(figure, path)
 
 
 def save_speedup(results: Sequence[dict[str, Any]], path: Path) -> None:
@@ -109,7 +98,7 @@ def save_speedup(results: Sequence[dict[str, Any]], path: Path) -> None:
     figure.suptitle(
         f"{first['model']}: speed over the fastest peer, {first['threads']} threads", fontsize=11
     )
-    _write(figure, path)
+    save_figure(figure, path)
 
 
 def _ticks() -> Any:
@@ -130,8 +119,3 @@ def _figure(panels: int, width: float, height: float) -> tuple[Any, list[Any]]:
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     return figure, list(axes)
-
-
-def _write(figure: Any, path: Path) -> None:
-    kind = path.suffix.lower().removeprefix(".")
-    write_atomically(path, lambda file: figure.savefig(file, format=kind, dpi=150))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sparse_ddpm.files import write_atomically
+from sparse_ddpm.pictures import save_figure
 from sparse_ddpm.similarity.compare import Comparison, Likeness, block_of, stage_of
 
 COLOUR, LAYER_COLOUR, CHANCE_COLOUR = "#d1495b", "#e8aab3", "#8d99ae"
@@ -49,8 +49,7 @@ def save_similarity(found: Comparison, title: str, path: Path) -> None:
     axis.set_ylabel("Jaccard index, corrected for chance")
     axis.set_title(title, fontsize=10)
     axis.legend(fontsize=8, frameon=False)
-    kind = path.suffix.lower().removeprefix(".")
-    write_atomically(path, lambda file: figure.savefig(file, format=kind, dpi=150))
+    save_figure(figure, path)
 
 
 def _values(rows: list[Likeness]) -> list[float]:
