@@ -112,8 +112,8 @@ def test_concurrency_follows_the_threads(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(cpu, "default_threads", lambda: 16)
     ticket = synthetic_ticket(TINY, 0.8)
     for threads, most in ((None, 1), (1, 16), (3, 5), (64, 1)):
-        assert Sampler(ticket, threads=threads).workers._most == most
-    assert Sampler(ticket, device="cuda", threads=None).workers._most == 1
+        assert Sampler(ticket, threads=threads).concurrency == most
+    assert Sampler(ticket, device="cuda").concurrency == 1
 
 
 def test_closing_lets_calls_finish() -> None:

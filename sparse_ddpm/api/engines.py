@@ -166,7 +166,7 @@ class Workers:
         if type(most) is not int or most < 1:
             raise ConfigError(expected("concurrency", "an integer of at least 1", repr(most)))
         self.settings = settings
-        self._most = most
+        self.most = most
         self._desk = _Desk()
         self._inherited: list[_Desk] = []
         _ALL.add(self)
@@ -186,7 +186,7 @@ class Workers:
         with desk.turn:
             desk.waiting.append(me)
             try:
-                desk.turn.wait_for(lambda: desk.lent < self._most and desk.waiting[0] is me)
+                desk.turn.wait_for(lambda: desk.lent < self.most and desk.waiting[0] is me)
                 desk.lent += 1
             finally:
                 desk.waiting.remove(me)

@@ -88,8 +88,7 @@ class Sampler:
         self.device = device
         self._settings = Settings(self.program, device, threads, dtype)
         own = _concurrency(device, threads)
-        most = own if concurrency is None else concurrency
-        self.workers = Workers(self._settings, most)
+        self.workers = Workers(self._settings, own if concurrency is None else concurrency)
         self._engines: dict[int, Engine] = {}
 
     @classmethod
@@ -224,6 +223,11 @@ class Sampler:
     def batch_size(self) -> int:
         """Images that go through the engine together unless `sample` is told otherwise."""
         return DEFAULT_BATCHES.get(self.device, DEFAULT_BATCH)
+
+    @property
+    def concurrency(self) -> int:
+        """Calls that compute at once; more of them wait for their turn."""
+        return self.workers.most
 
     @property
     def description(self) -> str:
