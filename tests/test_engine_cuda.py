@@ -15,7 +15,7 @@ from sparse_ddpm.engine.reference import ReferenceEngine
 from sparse_ddpm.errors import EngineError
 from sparse_ddpm.formats import CSR, Dense
 from sparse_ddpm.lower import lower
-from sparse_ddpm.program import Conv, NormAct, Program, TimeEmbedding
+from sparse_ddpm.program import Attention, Conv, NormAct, Program, TimeEmbedding
 from sparse_ddpm.sampling import make_table, sample_loop
 from sparse_ddpm.ticket import UNetConfig, load_ticket, save_ticket, synthetic_ticket
 
@@ -113,6 +113,23 @@ def test_time_changes_biases(triton_dtypes: Any, kernel: str) -> None:
             for step in (2, 0, 1):
                 wanted = reference.run(x, step)
                 assert relative(engine.run(x, step), wanted) < tolerance(dtype)
+
+
+def test_attention_of_heads_too_wide_for_the_kernel(triton_dtypes: Any) -> None:
+    from sparse_ddpm.engine.cuda import CudaEngine
+
+    rng = np.random.default_rng(4)
+    weight = rng.standard_normal((3 * 2 * 160, 3), dtype=np.float32)
+    qkv, mix = Conv("qkv", "x", Dense(weight), 1), Attention("mix", "qkv", 2, 160)
+    program = Program((qkv, mix), "x", (3, 3, 2), "mix", time_in_biases(3, 2).time)
+    x = rng.standard_normal((2, 3, 3, 2), dtype=np.float32)
+    reference = ReferenceEngine(program, 2)
+    reference.set_schedule(TIMESTEPS)
+    for dtype in dtypes(triton_dtypes):
+        with CudaEngine(program, 2, dtype, kernel="cudnn") as engine:
+            assert engine.plan.steps[-1].kernel == "attention, torch"
+            engine.set_schedule(TIMESTEPS)
+            assert relative(engine.run(x, 0), reference.run(x, 0)) < tolerance(dtype)
 
 
 def time_in_biases(channels: int, inner: int) -> Program:

@@ -14,11 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
-from sparse_ddpm_kernels.triton.layout import IMAGES
+from sparse_ddpm_kernels.triton.layout import IMAGES, MOST_DIM
 from sparse_ddpm_kernels.triton.views import check_view, place
-
-MOST_DIM = 128
-"""Largest dim_head: the sums of a program's queries stay in registers."""
 
 
 @dataclass(frozen=True, slots=True)

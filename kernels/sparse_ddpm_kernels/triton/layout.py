@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 IMAGES = 8
 """Images come in multiples of this."""
 
+MOST_DIM = 128
+"""Largest dim_head of attention: the sums of a program's queries stay in registers."""
+
 
 def padded_images(batch: int) -> int:
     """``batch`` rounded up to a multiple of `IMAGES`."""

@@ -20,6 +20,7 @@ from sparse_ddpm_kernels.triton import (
     linear_block,
     norm,
 )
+from sparse_ddpm_kernels.triton.layout import MOST_DIM
 from sparse_ddpm_kernels.triton.linear_block_pack import pack_linear_block
 
 from sparse_ddpm.engine.cuda.buffers import Buffers, Launch
@@ -93,9 +94,7 @@ class Launches(Buffers):
                 eps = operation.eps
                 return [lambda: channel_norm.channel_norm(x, out, gain, eps=eps, residual=residual)]
             case Attention():
-                qkv, out = view(operation.qkv), view(operation.out)
-                heads, dim = operation.heads, operation.dim_head
-                return [lambda: attention.attention(qkv, out, heads=heads, dim_head=dim)]
+                return [self._attention(operation)]
             case LinearAttention():
                 return [self._linear_attention(operation)]
             case SpaceToDepth():
@@ -159,6 +158,20 @@ class Launches(Buffers):
                 workspace=self.workspace.memory if needed else None,
                 tiles=tiles,
             )
+
+        return launch
+
+    def _attention(self, operation: Attention) -> Launch:
+        qkv, out = self.view(operation.qkv), self.view(operation.out)
+        heads, dim = operation.heads, operation.dim_head
+        if dim <= MOST_DIM:
+            return lambda: attention.attention(qkv, out, heads=heads, dim_head=dim)
+
+        def launch() -> None:
+            """torch's, on copies ``[images, heads, pixels, dim]``."""
+            parts = qkv.reshape(3, heads, dim, -1, qkv.shape[3]).permute(0, 4, 1, 3, 2)
+            mixed = torch.nn.functional.scaled_dot_product_attention(*parts.contiguous())
+            out.copy_(mixed.permute(1, 3, 2, 0).reshape(out.shape))
 
         return launch
 

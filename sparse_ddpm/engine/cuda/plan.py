@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from sparse_ddpm_kernels.triton.layout import padded_images
+from sparse_ddpm_kernels.triton.layout import MOST_DIM, padded_images
 from sparse_ddpm_kernels.triton.linear_block_pack import (
     MOST_EXPONENT,
     exponent_bound,
@@ -316,6 +316,8 @@ def _step(operation: Operation, moments: bool) -> CudaStep:
             return CudaStep((operation,), _norm_name(operation), why, moments=moments)
         case ChannelNorm():
             name, why = "channel norm", "all channels of some pixels at once"
+        case Attention(dim_head=dim) if dim > MOST_DIM:
+            name, why = "attention, torch", f"{dim} channels of a head; our kernel has {MOST_DIM}"
         case Attention():
             name, why = "attention", "all scores of an image at once"
         case LinearAttention():
