@@ -29,7 +29,7 @@ TINY = UNetConfig(
 WIDE = UNetConfig(dim=16, dim_mults=(1, 2), channels=3, image_size=12, heads=3, dim_head=5)
 ONE = UNetConfig(dim=4, dim_mults=(1,), channels=1, image_size=5, groups=2, heads=1, dim_head=2)
 FULL = dataclasses.replace(TINY, full_attention=(1, 2), weight_standardization="none")
-DOT = UNetConfig(dim=2, dim_mults=(1,), channels=1, image_size=1, groups=1, heads=1, dim_head=1)
+DOT = UNetConfig(dim=8, dim_mults=(1,), channels=1, image_size=1, groups=2, heads=1, dim_head=1)
 
 
 def models(config: UNetConfig, density: float, pattern: str = "element") -> tuple[Any, Any]:
@@ -172,7 +172,7 @@ def test_gradients_add_up() -> None:
 )
 def test_what_the_kernels_cannot_do_is_refused(changes: dict[str, str], reason: str) -> None:
     model = UNet(dataclasses.replace(TINY, **changes))
-    assert unsupported(model) == reason
+    assert unsupported(model.config) == reason
     with pytest.raises(ConfigError, match=reason):
         SparseUNet(model)
 

@@ -14,7 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sparse_ddpm_kernels.binding import ISAS, KernelError
+from sparse_ddpm_kernels.binding import ISAS
+from sparse_ddpm_kernels.binding import KernelError as KernelError
 
 ABI = 1
 LIBRARY = "sparse_ddpm_train.so"

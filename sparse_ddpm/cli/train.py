@@ -149,6 +149,12 @@ def add_parser(subparsers: Any) -> None:
         choices=("auto", "float32", "bf16"),
         help="bf16 is autocast; auto is bf16 where the processor multiplies it (default: auto)",
     )
+    add(
+        "--kernels",
+        choices=("auto", "torch", "sparse"),
+        help="torch's, or our own for the CPU, float32, whose time is that of the surviving "
+        "weights; auto takes the faster for the density of each round (default: auto)",
+    )
     add("--threads", type=common.positive, help="default: all cores at hand")
     add(
         "--store",

@@ -15,6 +15,7 @@ import torch
 from sparse_ddpm.data.load import load_images
 from sparse_ddpm.errors import ConfigError, expected
 from sparse_ddpm.lottery.files import locked, read_json, write_json
+from sparse_ddpm.lottery.kernels import resolve_kernels
 from sparse_ddpm.lottery.pruning import density_after
 from sparse_ddpm.lottery.run import Run
 from sparse_ddpm.lottery.settings import FineTuning, Settings, fine_tuning
@@ -183,7 +184,8 @@ def resolve(settings: Settings) -> Settings:
         values["precision"] = "bf16" if fast else "float32"
     if settings.threads is None:
         values["threads"] = _cores()
-    return dataclasses.replace(settings, **values)
+    resolved = dataclasses.replace(settings, **values)
+    return dataclasses.replace(resolved, kernels=resolve_kernels(resolved))
 
 
 def _cores() -> int:

@@ -19,6 +19,9 @@ LR_SCHEDULES = ("constant", "one-cycle")
 PRECISIONS = ("auto", "float32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
 STORES = ("float32", "float16")
+KERNELS = ("auto", "torch", "sparse")
+LATER = {"kernels": "torch"}
+"""Settings that runs did not always have, and what those runs did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +33,9 @@ class Settings:
     ``lr``. With ``gradual`` the one pruning round begins dense and its mask follows a cubic
     schedule; with ``permute`` output channels are reordered, before anything is pruned, so that
     units hold more; ``distil`` is the weight, from 0 to 1, of the dense average's prediction in
-    what pruned networks learn. ``device``, ``precision`` and ``threads`` are resolved before a
-    run begins: its bits depend on them.
+    what pruned networks learn. ``device``, ``precision``, ``threads`` and ``kernels`` are resolved
+    before a run begins: its bits depend on them. ``kernels`` that stay ``auto`` are chosen by
+    density.
     """
 
     data: str
@@ -69,6 +73,7 @@ class Settings:
     precision: str = "auto"
     device: str = "auto"
     threads: int | None = None
+    kernels: str = "auto"
 
     def __post_init__(self) -> None:
         _choice("preset", self.preset, tuple(PRESETS))
@@ -80,6 +85,7 @@ class Settings:
             ("precision", PRECISIONS),
             ("device", DEVICES),
             ("store", STORES),
+            ("kernels", KERNELS),
         ):
             _choice(name, getattr(self, name.replace("-", "_")), choices)
         for name, low in (("rounds", 0), ("dense-steps", 1), ("steps", 1), ("batch-size", 1)):
@@ -185,9 +191,9 @@ class Settings:
             if name not in known:
                 raise ConfigError(expected("config.json", "known settings", repr(name)))
         for name in known:
-            if name not in value:
+            if name not in value and name not in LATER:
                 raise ConfigError(expected("config.json", f"the setting {name!r}", "none"))
-        return cls(**value)
+        return cls(**{**LATER, **value})
 
     def check_same(self, stored: Settings) -> None:
         """Raise `ConfigError` naming the first setting that is not what a run began with."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from sparse_ddpm.errors import ConfigError, SparseDDPMError, expected
 from sparse_ddpm.files import write_atomically
 from sparse_ddpm.lottery import randomness
+from sparse_ddpm.lottery.kernels import step_function
 from sparse_ddpm.lottery.pruning import Masks
 from sparse_ddpm.lottery.settings import Settings
 from sparse_ddpm.model.build import Denoiser, build_model
@@ -55,6 +56,8 @@ class Trained:
     loss: float
     """Mean training loss over the last tenth of the steps."""
     seconds: float
+    kernels: str
+    """What the last step ran on: ``torch`` or ``sparse``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +214,7 @@ def train_round(
             _set_masks(model, masks)
         if progress is not None:
             progress.resumed(state.step)
+    kernels, function = step_function(settings, model, masks)
     tail = steps - max(1, steps // 10)
     tail_loss = torch.tensor(state.loss_sum, dtype=torch.float64, device=images.device)
     start = time.perf_counter()
@@ -218,12 +222,13 @@ def train_round(
         if gradual is not None and step in gradual.densities:
             masks = gradual.prune(effective_arrays(model), masks, gradual.densities[step])
             _set_masks(model, masks, optimizer, ema)
+            kernels, function = step_function(settings, model, masks)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, step, steps)
         x0, t, noise = step_inputs(settings, images, round_, step)
         noisy = diffusion.q_sample(x0, t, noise)
-        with autocast(settings):
-            prediction = model(noisy, t)
+        with autocast(settings) if kernels == "torch" else nullcontext():
+            prediction = function(noisy, t)
         value = loss(prediction, diffusion.target(x0, t, noise), settings.loss)
         if teacher is not None:
             with torch.no_grad(), autocast(settings):
@@ -259,6 +264,7 @@ def train_round(
         masks,
         float(tail_loss) / (steps - tail),
         state.seconds + time.perf_counter() - start,
+        kernels,
     )
 
 

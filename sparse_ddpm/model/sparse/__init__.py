@@ -1,5 +1,5 @@
 """Training on the CPU at the cost of the weights that survive: ``SparseUNet``."""
 
-from sparse_ddpm.model.sparse.unet import SparseUNet, unsupported
+from sparse_ddpm.model.sparse.unet import SparseUNet, missing, unsupported
 
-__all__ = ["SparseUNet", "unsupported"]
+__all__ = ["SparseUNet", "missing", "unsupported"]

@@ -18,16 +18,26 @@ from sparse_ddpm.model.sparse.backward import Backward, operation
 from sparse_ddpm.model.sparse.memory import zeros
 from sparse_ddpm.model.sparse.steps import Steps
 from sparse_ddpm.model.unet import UNet
+from sparse_ddpm.ticket import Architecture
+from sparse_ddpm.ticket.config import UNetConfig
 
 LANES = 16
 """Images of a pass; a multiple of every vector."""
 
 
-def unsupported(model: Denoiser) -> str:
-    """What about a model these kernels cannot do; empty where they can."""
-    if not isinstance(model, UNet):
-        return f"a {type(model).__name__}"
-    config = model.config
+def missing() -> str:
+    """Why there are no kernels here; empty where there are."""
+    try:
+        native.default_isa()
+    except native.KernelError as error:
+        return str(error)
+    return ""
+
+
+def unsupported(config: Architecture) -> str:
+    """What about a network these kernels cannot do; empty where they can."""
+    if not isinstance(config, UNetConfig):
+        return f"a {type(config).__name__}"
     if config.weight_standardization == "full":
         return "weight standardisation over pruned weights"
     for name, value in (
@@ -50,7 +60,8 @@ class SparseUNet:
     """
 
     def __init__(self, model: Denoiser, threads: int = 1, isa: str | None = None) -> None:
-        reason = unsupported(model)
+        name = f"a {type(model).__name__}"
+        reason = unsupported(model.config) if isinstance(model, UNet) else name
         if reason:
             raise ConfigError(expected("sparse kernels", "another network", reason))
         assert isinstance(model, UNet)
