@@ -12,7 +12,7 @@ pytest.importorskip("onnx", reason=REASON)
 ort = pytest.importorskip("onnxruntime", reason=REASON)
 
 from onnx import TensorProto, helper
-from sparse_ddpm_export import Form, pack, unpack
+from sparse_ddpm_export import Form, pack, pack_nibbles, unpack, unpack_nibbles
 from sparse_ddpm_export.graph import Graph
 from sparse_ddpm_export.weights import weight_initializer
 
@@ -67,6 +67,25 @@ def test_unpack_undoes_pack(case: str) -> None:
     assert same(unpack(gaps, values, weight.shape), weight)
 
 
+@pytest.mark.parametrize("case", [*CASES, "one element", "distances 15 and 16", "empty"])
+def test_unpack_undoes_pack_with_nibbles(case: str) -> None:
+    more = {
+        "one element": weight_at(1, 0),
+        "distances 15 and 16": weight_at(200, 14, 29, 45, 90, 106, 199),
+        "empty": np.zeros((0, 3), np.float32),
+    }
+    for dtype in (np.float32, np.float16):
+        weight = {**CASES, **more}[case].astype(dtype)
+        codes, values = pack_nibbles(weight)
+        assert codes.dtype == np.uint8
+        assert values.dtype == dtype
+        assert len(values) == np.count_nonzero(weight) + 1
+        found = unpack_nibbles(codes, values, weight.shape)
+        assert found.dtype == dtype
+        assert found.shape == weight.shape
+        np.testing.assert_array_equal(found, weight)
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     size=st.integers(2, 3000),
@@ -81,6 +100,9 @@ def test_packing_is_lossless_and_no_larger_than_it_must_be(
     assert same(unpack(gaps, values, weight.shape), weight)
     # Each survivor is one entry, the two ends may be two more, and 255 skipped are at most one.
     assert len(gaps) <= np.count_nonzero(weight) + 2 + size // 255
+    codes, values = pack_nibbles(weight)
+    assert same(unpack_nibbles(codes, values, weight.shape), weight)
+    assert 2 * len(codes) <= np.count_nonzero(weight) + size // 15 + 1
 
 
 def decoded_by_onnxruntime(weight: Weight, form: Form | None = None) -> tuple[Weight, Graph]:
@@ -105,6 +127,18 @@ def test_the_graph_decodes_exactly(case: str) -> None:
     found, graph = decoded_by_onnxruntime(weight)
     assert same(found, weight)
     assert any(node.op_type == "ScatterElements" for node in graph.nodes)
+
+
+@pytest.mark.parametrize("density", [0.05, 0.1, 0.3, 0.6])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_graph_decodes_nibbles_exactly(density: float, dtype: str) -> None:
+    weight = random_weight(61, 47, 3, 3, density=density)
+    if dtype == "float16":
+        weight = weight.astype(np.float16).astype(np.float32)
+    found, graph = decoded_by_onnxruntime(weight, Form(dtype=dtype))
+    assert same(found, weight)
+    # Where weights are few, bytes say better where.
+    assert ("Where" in [node.op_type for node in graph.nodes]) == (density > 0.05)
 
 
 @pytest.mark.parametrize(

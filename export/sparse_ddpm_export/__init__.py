@@ -18,7 +18,7 @@ from sparse_ddpm_export.check import Check
 from sparse_ddpm_export.denoiser import export_denoiser
 from sparse_ddpm_export.export import Export
 from sparse_ddpm_export.form import DTYPES, OPSET, OPSETS, WEIGHTS, Form
-from sparse_ddpm_export.packing import pack, unpack
+from sparse_ddpm_export.packing import pack, pack_nibbles, unpack, unpack_nibbles
 from sparse_ddpm_export.sampler import Baked, export_sampler, export_step
 
 __all__ = [
@@ -34,5 +34,7 @@ __all__ = [
     "export_sampler",
     "export_step",
     "pack",
+    "pack_nibbles",
     "unpack",
+    "unpack_nibbles",
 ]
