@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import functools
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ STATUSES = (
     *("MEMORY", "CANCELLED", "NOT_FINITE", "INTERNAL"),
 )
 PRIVATE = 1
+QUICK = ("-DSPARSE_DDPM_PORTABLE=ON", "-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1")
 
 
 def build(folder: Path, targets: tuple[str, ...], *options: str) -> Path:
@@ -33,6 +37,23 @@ def build(folder: Path, targets: tuple[str, ...], *options: str) -> Path:
         assert done.returncode == 0, output
         assert "warning:" not in output, output
     return folder
+
+
+@functools.cache
+def quick_build() -> Path:
+    """The library and the example with the kernels of every machine alone, once a session."""
+    folder = Path(tempfile.mkdtemp(prefix="sparse-ddpm-library-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    compilers = [f"-DCMAKE_C_COMPILER={tool('gcc', 'cc')}", f"-DCMAKE_CXX_COMPILER={tool('g++')}"]
+    return build(folder, ("sparse_ddpm", "sparse_ddpm_example"), *QUICK, *compilers)
+
+
+def aligned(content: bytes, shift: int = 0) -> NDArray[np.uint8]:
+    """In memory that begins ``shift`` bytes past a multiple of 64."""
+    memory = np.zeros(len(content) + 128, np.uint8)
+    start = -memory.ctypes.data % 64 + shift
+    memory[start : start + len(content)] = np.frombuffer(content, np.uint8)
+    return memory[start : start + len(content)]
 
 
 class Options(ctypes.Structure):

@@ -13,7 +13,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from c_library import HEADER, PRIVATE, Info, Library, Model, Options, Progress, StatusError, build
+from c_library import (
+    CALLBACK,
+    HEADER,
+    PRIVATE,
+    QUICK,
+    Info,
+    Library,
+    Model,
+    Options,
+    Progress,
+    StatusError,
+    aligned,
+    build,
+    quick_build,
+)
 from native import ROOT, tool
 from numpy.typing import NDArray
 from PIL import Image
@@ -39,7 +53,6 @@ from sparse_ddpm.ticket import DiffusionConfig, UNetConfig, load_ticket, shipped
 from sparse_ddpm.ticket.synthetic import synthetic_ticket
 
 SAMPLERS = {"ddim-4": "ddim", "ddpm-5": "ddpm", "dpm++-6": "dpm++"}
-QUICK = ("-DSPARSE_DDPM_PORTABLE=ON", "-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1")
 
 
 def tables(diffusion: DiffusionConfig | None = None) -> dict[str, Table]:
@@ -52,11 +65,8 @@ def tables(diffusion: DiffusionConfig | None = None) -> dict[str, Table]:
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built with the first compiler at hand, the kernels of every machine alone."""
-    compilers = [f"-DCMAKE_C_COMPILER={tool('gcc', 'cc')}", f"-DCMAKE_CXX_COMPILER={tool('g++')}"]
-    targets = ("sparse_ddpm", "sparse_ddpm_example")
-    return build(tmp_path_factory.mktemp("library"), targets, *QUICK, *compilers)
+def folder() -> Path:
+    return quick_build()
 
 
 @pytest.fixture(scope="session")
@@ -85,14 +95,6 @@ TINY = UNetConfig(dim=6, dim_mults=(1, 2), channels=3, image_size=8, groups=3, h
 def tiny_model(**options: Any) -> NDArray[np.uint8]:
     content = native_model(lower(synthetic_ticket(TINY, 0.8)), tables(), **options)
     return aligned(content)
-
-
-def aligned(content: bytes, shift: int = 0) -> NDArray[np.uint8]:
-    """In memory that begins ``shift`` bytes past a multiple of 64."""
-    memory = np.zeros(len(content) + 128, np.uint8)
-    start = -memory.ctypes.data % 64 + shift
-    memory[start : start + len(content)] = np.frombuffer(content, np.uint8)
-    return memory[start : start + len(content)]
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -493,17 +495,11 @@ def test_arguments_that_cannot_be_used(library: Library, tmp_path: Path) -> None
     with library.open(tiny_model()) as model:
         assert c.sddpm_get_info(model.handle, ctypes.byref(Info(size=8))) == 1
         for count, out in ((1, None), (2**63, 64)):
-            assert c.sddpm_sample(model.handle, None, 0, 0, count, out, model_callback(), None) == 1
+            assert c.sddpm_sample(model.handle, None, 0, 0, count, out, CALLBACK(), None) == 1
         with pytest.raises(StatusError, match=r"INVALID: first \+ count"):
             model.sample(2, first=2**64 - 1)
         with pytest.raises(StatusError, match="INVALID: sampler: expected one of ddim-4"):
             model.sample(sampler="ddim")
-
-
-def model_callback() -> Any:
-    from c_library import CALLBACK
-
-    return CALLBACK()
 
 
 def test_files_that_are_none(library: Library, tmp_path: Path) -> None:

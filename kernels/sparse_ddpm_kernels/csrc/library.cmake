@@ -42,22 +42,25 @@ else()
   set_property(TARGET sparse_ddpm APPEND PROPERTY LINK_DEPENDS ${source}/library.map)
 endif()
 
+set(example ${CMAKE_CURRENT_SOURCE_DIR}/examples/c/sample.c)
 check_language(C)
-if(CMAKE_C_COMPILER)
+if(CMAKE_C_COMPILER AND EXISTS ${example})
   enable_language(C)
-  add_executable(sparse_ddpm_example EXCLUDE_FROM_ALL ${CMAKE_CURRENT_SOURCE_DIR}/examples/c/sample.c)
+  add_executable(sparse_ddpm_example EXCLUDE_FROM_ALL ${example})
   target_link_libraries(sparse_ddpm_example PRIVATE sparse_ddpm)
   set_target_properties(sparse_ddpm_example PROPERTIES C_STANDARD 99 C_STANDARD_REQUIRED ON
     C_EXTENSIONS OFF)
   target_compile_options(sparse_ddpm_example PRIVATE -Wall -Wextra -pedantic)
 endif()
 
-add_executable(sparse_ddpm_fuzz EXCLUDE_FROM_ALL
-  ${CMAKE_CURRENT_SOURCE_DIR}/tests/library/fuzz.cpp)
-target_compile_features(sparse_ddpm_fuzz PRIVATE cxx_std_17)
-target_compile_options(sparse_ddpm_fuzz PRIVATE
-  $<TARGET_PROPERTY:sparse_ddpm_cpu,COMPILE_OPTIONS>)
-target_link_libraries(sparse_ddpm_fuzz PRIVATE sparse_ddpm_static)
+set(fuzz ${CMAKE_CURRENT_SOURCE_DIR}/tests/library/fuzz.cpp)
+if(EXISTS ${fuzz})
+  add_executable(sparse_ddpm_fuzz EXCLUDE_FROM_ALL ${fuzz})
+  target_compile_features(sparse_ddpm_fuzz PRIVATE cxx_std_17)
+  target_compile_options(sparse_ddpm_fuzz PRIVATE
+    $<TARGET_PROPERTY:sparse_ddpm_cpu,COMPILE_OPTIONS>)
+  target_link_libraries(sparse_ddpm_fuzz PRIVATE sparse_ddpm_static)
+endif()
 
 install(FILES ${source}/include/sparse_ddpm.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
   COMPONENT library EXCLUDE_FROM_ALL)
