@@ -180,6 +180,8 @@ def test_an_old_configuration_s_missing_fields_have_their_defaults(folder: Path)
         ({"layers_per_block": None}, "layers_per_block: expected an integer"),
         ({"norm_num_groups": None}, "norm_num_groups: expected an integer"),
         ({"attention_head_dim": 64}, "head_dim: expected at most"),
+        ({"attention_head_dim": 0}, "attention_head_dim: expected an integer of at least 1"),
+        ({"attn_norm_num_groups": 0}, "attn_norm_num_groups: expected an integer of at least 1"),
         ({"norm_eps": "x"}, "norm_eps: expected a float"),
         ({"add_attention": None}, "add_attention: expected true or false"),
         ({"attn_norm_num_groups": 5}, "attn_norm_num_groups: expected a divisor"),

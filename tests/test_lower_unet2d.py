@@ -25,6 +25,8 @@ from sparse_ddpm.engine.reference import ReferenceEngine
 from sparse_ddpm.lower import lower, lower_unet
 from sparse_ddpm.lower.unet2d import lower_unet2d, strided
 from sparse_ddpm.program import Conv
+from sparse_ddpm.sampling import make_table, sample_loop
+from sparse_ddpm.sampling.noise import normal
 from sparse_ddpm.ticket import UNet2DConfig, UNetConfig, synthetic_ticket
 
 TIMESTEPS = np.array([999, 500, 0])
@@ -158,6 +160,23 @@ def test_onnx_computes_it(tmp_path: Path) -> None:
     wanted = [outputs(model, x[i : i + 1], int(t))[0] for i, t in enumerate(TIMESTEPS)]
     (got,) = session.run(["model_output"], {"x": x, "t": TIMESTEPS.astype(np.float32)})
     assert relative(got, np.stack(wanted)) < TOLERANCE
+
+
+def test_onnx_samples_with_it(tmp_path: Path) -> None:
+    pytest.importorskip("onnx", reason="needs the onnx extra")
+    ort = pytest.importorskip("onnxruntime", reason="needs the onnx extra")
+    from sparse_ddpm_export import export_sampler
+
+    ticket = convert(save(unet(), tmp_path))
+    table = make_table(ticket.diffusion, steps=4)
+    program = lower(ticket)
+    shape = program.input_shape
+    with CpuEngine(program, 2, 1) as engine:
+        engine.set_schedule(table.timesteps)
+        wanted = sample_loop(engine.run, table, seed=2, image_indices=np.arange(2), shape=shape)
+    session = ort.InferenceSession(export_sampler(program, table).SerializeToString())
+    (got,) = session.run(["images"], {"noise": normal(2, np.arange(2), 0, shape)})
+    assert np.abs(got - wanted).max() < 1e-3
 
 
 def test_a_gpu_computes_it(triton_dtypes: Any) -> None:

@@ -95,6 +95,11 @@ def architecture_of(config: Table, options: Options) -> UNet2DConfig:
         wanted = f"as many as in_channels, {table['in_channels']!r:.20}"
         got = f"{table['out_channels']!r:.20} (a learned variance is not supported)"
         raise TicketError(expected("out_channels", wanted, got))
+    for name in ("attention_head_dim", "attn_norm_num_groups"):
+        # Null means something to diffusers; 0 does only to us.
+        if table[name] is not None and (type(table[name]) is not int or table[name] < 1):
+            wanted = "an integer of at least 1, or null"
+            raise TicketError(expected(name, wanted, _json_text(table[name])))
     if table["dropout"] != 0:
         options.tell(f"dropout {table['dropout']!r:.20} is for training alone and is left out.")
     widths = _tuple(table, "block_out_channels")
