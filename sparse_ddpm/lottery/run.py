@@ -217,7 +217,7 @@ class Run:
     def _first_masks(self) -> Masks:
         """The masks that the run begins with."""
         masks = pruning.dense_masks(self.settings.architecture)
-        return masks if self.begin is None else {name: self.begin.mask(name) for name in masks}
+        return masks if self.begin is None else {n: self.begin.mask(n).copy() for n in masks}
 
     def _masks(self, round_: int) -> Masks:
         """The masks that a round begins with."""
@@ -347,6 +347,7 @@ class Run:
                 "density": density,
                 "sparsity": 1.0 - density,
                 "steps": steps,
+                "kernels": trained.kernels,
                 "train_loss": trained.loss,
                 "held_out_loss": held,
                 "seconds": round(trained.seconds, 3),
