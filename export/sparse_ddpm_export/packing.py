@@ -81,7 +81,8 @@ def pack_nibbles(weight: NDArray[Value]) -> tuple[Codes, NDArray[Value]]:
     codes = np.full(count + count % 2, NO_ENTRY, dtype=np.uint8)
     codes[at] = steps - NO_ENTRY * skips
     upper, lower = codes.reshape(2, -1)
-    return upper << 4 | lower, np.append(flat[places], weight.dtype.type(0))
+    both: Codes = np.bitwise_or(np.left_shift(upper, 4), lower, dtype=np.uint8)
+    return both, np.append(flat[places], weight.dtype.type(0))
 
 
 def unpack_nibbles(codes: Codes, values: NDArray[Value], shape: tuple[int, ...]) -> NDArray[Value]:
