@@ -137,7 +137,9 @@ def _runs(step: AnyStep) -> str:
 
 
 def _break_even(plan: AnyPlan, step: AnyStep) -> float | None:
-    """Of a fused block its first convolution's, by far the larger one."""
+    """Of a fused block its first convolution's, by far the larger one; as a share of the weights
+    that may be stored.
+    """
     convs = [part for part in step.operations if isinstance(part, Conv)]
     if not convs:
         return None
@@ -147,7 +149,8 @@ def _break_even(plan: AnyPlan, step: AnyStep) -> float | None:
         return break_even_on_gpu(plan, step)
     weight = convs[0].weight
     costs = FLOAT32_COSTS if step.block is not None else ENTRY_COSTS[plan.dtype][plan.lanes > 1]
-    return break_even(*weight.shape, costs, unit_rows(weight))
+    even = break_even(*weight.shape, costs, unit_rows(weight))
+    return min(1.0, even * weight.shape[0] * weight.shape[1] / max(convs[0].places, 1))
 
 
 def unit_rows(weight: Matrix) -> int:

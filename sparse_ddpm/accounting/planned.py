@@ -17,6 +17,7 @@ from sparse_ddpm.engine.plan import DTYPES, Plan, Step
 from sparse_ddpm.program import Attention, ChannelNorm, Conv, LinearAttention, NormAct
 
 OFFSET, POINTER, SLOT, COPY, HEAD = 4, 8, 4, 8, 32
+HUGE_PAGE = 2 << 20
 PAIRED = 8
 """G from which bfloat16 multiplies entries in pairs."""
 QUERIES, RUN = 4, 8
@@ -75,12 +76,31 @@ def native_bytes(plan: Plan, threads: int) -> int:
 
 
 def process_bytes(plan: Plan, threads: int, steps: int) -> int:
-    """What a process grows by from a Program to images of ``steps`` steps: the engine, the time
-    table, and the images before and after a step with the noise between, in float32.
+    """What a process grows by from a Program to images of ``steps`` steps: the engine, which takes
+    whole huge pages, the time table, and the images before and after a step with the noise between,
+    in float32.
     """
     shape = plan.program.input_shape
     images = FLOAT32 * plan.batch * shape[0] * shape[1] * shape[2]
-    return plan.arena_bytes + native_bytes(plan, threads) + table_bytes(plan, steps) + 4 * images
+    return _resident_bytes(plan, threads) + table_bytes(plan, steps) + 4 * images
+
+
+def _resident_bytes(plan: Plan, threads: int) -> int:
+    """What the engine takes from the system, as it takes it: each array from what is left of a
+    block of huge pages, or a block of its own, of which the larger rest is kept.
+    """
+    parts = [planned_bytes(plan, step) for step in plan.steps]
+    scratch = max((part.scratch for part in parts), default=0)
+    arrays = [size for part in parts for size in (part.rest, part.offsets, part.values)]
+    total = left = 0
+    for size in (plan.arena_bytes, *arrays, _moments(plan), *(scratch for _ in range(threads))):
+        if size <= left:
+            left -= size
+            continue
+        block = -(-size // HUGE_PAGE) * HUGE_PAGE
+        total += block
+        left = max(left, block - size)
+    return total
 
 
 def _conv(plan: Plan, step: Step, tiling: Tiling, number: int) -> PlannedBytes:

@@ -14,7 +14,7 @@ from sparse_ddpm.bench.machine import caches, cpu_name
 from sparse_ddpm.errors import SparseDDPMError
 from sparse_ddpm.files import write_atomically
 
-__all__ = ["Ceilings", "Level", "kept_ceilings", "keep_ceilings", "measure_ceilings"]
+__all__ = ["Ceilings", "Level", "keep_ceilings", "kept_ceilings", "measure_ceilings"]
 
 LEAST_MEMORY = 256 << 20
 """Bytes that no cache holds, all threads together."""

@@ -169,14 +169,14 @@ def break_even(rows: int, columns: int, entry_costs: Costs = FLOAT32_COSTS, unit
     """
 
     def dense(density: float) -> bool:
-        times = {}
+        times: list[tuple[float, float]] = []
         for group, (cost, first) in entry_costs.items():
             if group > max(rows, 1):
                 continue
-            kept = 1.0 - (1.0 - density) ** max(1.0, group / unit)
+            kept = 1.0 - math.pow(1.0 - density, max(1.0, group / unit))
             panels = math.ceil(rows / group)
-            times[group] = panels * (kept * columns * cost + group * first), kept
-        return min(times.values())[1] >= 1.0 - FEW
+            times.append((panels * (kept * columns * cost + group * first), kept))
+        return min(times)[1] >= 1.0 - FEW
 
     low, high = 0.0, 1.0
     if not dense(1.0 - FEW - HALVED):
