@@ -230,7 +230,7 @@ class FineTuning(Settings):
     def command(self) -> str:
         """As `Settings.command`, after the command that made the ticket."""
         words = Settings.command(self).split(" ")
-        mine = " ".join([*words[:4], "--from", "TICKET", *words[4:]])
+        mine = " ".join([*words[:2], "--from", "TICKET", *words[2:]])
         before = self.ticket.provenance.command
         return f"{before}; {mine}" if before else mine
 
@@ -253,8 +253,8 @@ GIVEN = (
 def fine_tuning(ticket: Ticket, chosen: Mapping[str, Any]) -> FineTuning:
     """The settings of a run from ``ticket``; raises `ConfigError` for one that the ticket decides.
 
-    Unless chosen otherwise there are no rounds: the mask stays as it is, and ``steps`` are how long
-    it trains. Rounds rewind the learning rate, and prune in the ticket's own pattern.
+    Unless chosen otherwise there are no rounds: the mask stays as it is. Round 0 trains under it,
+    as long as any other. Rounds rewind the learning rate, and prune in the ticket's own pattern.
     """
     for name in (*GIVEN, "timesteps"):
         if name in chosen:
@@ -269,7 +269,7 @@ def fine_tuning(ticket: Ticket, chosen: Mapping[str, Any]) -> FineTuning:
     if origin.allocation in ALLOCATIONS and origin.allocation not in NEED_LAYERS:
         usual["allocation"] = origin.allocation
     values = {**usual, **chosen, "timesteps": ticket.diffusion.timesteps}
-    if values.get("rounds") == 0 and "steps" in chosen:
+    if "steps" in chosen:
         values.setdefault("dense_steps", chosen["steps"])
     settings = FineTuning(**values, start=ticket)
     if settings.sparsity is not None and settings.sparsity <= ticket.sparsity:
