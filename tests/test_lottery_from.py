@@ -17,7 +17,14 @@ from sparse_ddpm.errors import ConfigError
 from sparse_ddpm.lottery import training
 from sparse_ddpm.lottery.patterns import whole_units
 from sparse_ddpm.lottery.session import train
-from sparse_ddpm.ticket import DiffusionConfig, Pattern, Ticket, load_ticket, save_ticket
+from sparse_ddpm.ticket import (
+    DiffusionConfig,
+    Pattern,
+    Ticket,
+    UNet2DConfig,
+    load_ticket,
+    save_ticket,
+)
 from sparse_ddpm.ticket.synthetic import synthetic_ticket
 from sparse_ddpm.verify import verify
 from tests.lottery_tiny import TINY, outputs, write_mnist
@@ -40,6 +47,18 @@ NETWORKS = {
         attention_norm="rms",
         attention_values="sum",
         full_attention=(1,),
+    ),
+    "of diffusers": UNet2DConfig(
+        channels=1,
+        image_size=8,
+        block_out_channels=(4, 8),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        time_dim=16,
+        head_dim=4,
+        norm_num_groups=2,
+        attn_norm_num_groups=2,
     ),
 }
 
