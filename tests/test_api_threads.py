@@ -100,6 +100,23 @@ def test_no_more_workers_than_said_and_first_come_first_served() -> None:
     assert len(workers._desk.idle) == 2
 
 
+def test_an_interrupted_wait_leaves_no_one_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = Workers(Settings(lower(synthetic_ticket(TINY, 0.8)), "cpu", 1, None), 1)
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    for place in ("threading.Condition.wait_for", "sparse_ddpm.api.engines.Worker"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, interrupt)
+            with pytest.raises(KeyboardInterrupt), workers.lend():
+                pass
+        assert not workers._desk.waiting
+        assert not workers._desk.served
+    with workers.lend() as worker:
+        assert worker.planned(1).engine.batch == 1
+
+
 @pytest.mark.parametrize("concurrency", [0, 1.5, True])
 def test_concurrency_is_checked(concurrency: int) -> None:
     with pytest.raises(ConfigError, match="concurrency: expected an integer of at least 1"):

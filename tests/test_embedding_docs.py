@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib.util
 import os
 import re
@@ -10,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+import sparse_ddpm
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "embedding.md").read_text(encoding="utf-8")
@@ -68,6 +71,22 @@ def test_every_block_runs_and_prints_what_the_page_says(tmp_path: Path) -> None:
     assert {f"digit-{number}.png" for number in range(4)} | {"digits.png"} <= made
     if absent:
         pytest.skip(f"ran all but the blocks that need {', '.join(sorted(absent))}")
+
+
+@pytest.mark.parametrize("name", ["Sampler", "Sampler.stream", "UNet2D"])
+def test_docstrings_say_what_happens(name: str) -> None:
+    names: dict[str, object] = {"Sampler": sparse_ddpm.Sampler}
+    if name == "UNet2D":
+        diffusers = pytest.importorskip("diffusers", reason="an example is one of diffusers")
+        for needed in ("DDIMPipeline", "DDIMScheduler"):
+            names[needed] = getattr(diffusers, needed)
+        names["UNet2D"] = sparse_ddpm.UNet2D
+    thing: object = sparse_ddpm
+    for part in name.split("."):
+        thing = getattr(thing, part)
+    (test,) = doctest.DocTestFinder(recurse=False).find(thing, name, globs=names)
+    assert test.examples
+    assert doctest.DocTestRunner().run(test).failed == 0
 
 
 def test_the_service_on_the_page_is_the_example() -> None:

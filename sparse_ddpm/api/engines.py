@@ -156,7 +156,7 @@ class _Desk:
         self.turn = threading.Condition()
         self.waiting: deque[object] = deque()
         self.idle: list[Worker] = []
-        self.lent = 0
+        self.served: set[object] = set()
 
 
 class Workers:
@@ -174,35 +174,36 @@ class Workers:
     @contextmanager
     def lend(self) -> Iterator[Worker]:
         """A worker, for this caller alone. Not to be held while other people's code runs."""
-        desk = self._desk
-        worker = self._take(desk)
+        desk, me = self._desk, object()
+        worker: Worker | None = None
         try:
+            worker = self._take(desk, me)
             yield worker
         finally:
-            self._give_back(desk, worker)
+            # Also where an interrupt came between the two: nobody must wait for ever.
+            self._give_back(desk, me, worker)
 
-    def _take(self, desk: _Desk) -> Worker:
-        me = object()
+    def _take(self, desk: _Desk, me: object) -> Worker:
         with desk.turn:
             desk.waiting.append(me)
             try:
-                desk.turn.wait_for(lambda: desk.lent < self.most and desk.waiting[0] is me)
-                desk.lent += 1
+                desk.turn.wait_for(lambda: len(desk.served) < self.most and desk.waiting[0] is me)
+                desk.served.add(me)
             finally:
                 desk.waiting.remove(me)
                 desk.turn.notify_all()
             return desk.idle.pop() if desk.idle else Worker(self.settings)
 
-    def _give_back(self, desk: _Desk, worker: Worker) -> None:
+    def _give_back(self, desk: _Desk, me: object, worker: Worker | None) -> None:
         if desk.process != os.getpid():
             return  # forked meanwhile: engine and lock are the parent's
         with desk.turn:
-            desk.lent -= 1
+            desk.served.discard(me)
             closed = desk is not self._desk
-            if not closed:
+            if worker is not None and not closed:
                 desk.idle.append(worker)
             desk.turn.notify_all()
-        if closed:
+        if worker is not None and closed:
             worker.close()
 
     def close(self) -> None:
