@@ -19,6 +19,7 @@ except KernelError as error:
 
 from sparse_ddpm.errors import ConfigError
 from sparse_ddpm.model.sparse import SparseUNet, unsupported
+from sparse_ddpm.model.sparse.engine import job_sizes
 from sparse_ddpm.model.unet import UNet
 from sparse_ddpm.ticket.config import Pattern, UNetConfig
 from sparse_ddpm.ticket.synthetic import random_mask
@@ -110,13 +111,29 @@ def test_panels_that_end_within_a_group() -> None:
     check(uneven, 1.0, 2, "element")
 
 
-def test_threads_change_no_bit() -> None:
+def test_threads_change_no_bit_of_the_same_jobs() -> None:
     single, _ = models(TINY, 0.3)
-    x, t, by = inputs(TINY, 50)
-    runs = [gradients(single, SparseUNet(single, threads), x, t, by) for threads in (1, 2, 7)]
+    x, t, by = inputs(TINY, 40)
+    assert job_sizes(40, 1, ISAS[-1]) == job_sizes(40, 2, ISAS[-1])
+    runs = [gradients(single, SparseUNet(single, threads), x, t, by) for threads in (1, 2, 2)]
     for out, found in runs[1:]:
         assert torch.equal(out, runs[0][0])
         assert all(torch.equal(found[name], g) for name, g in runs[0][1].items())
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2"])
+@pytest.mark.parametrize("images", [1, 8, 9, 16, 17, 25, 40, 64])
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+def test_jobs_hold_all_images(isa: str, images: int, threads: int) -> None:
+    sizes = job_sizes(images, threads, isa)
+    assert images <= sum(sizes) < images + max(sizes)
+    assert set(sizes) <= ({8, 16} if isa == "avx512" else {8})
+
+
+def test_images_are_parted_by_time() -> None:
+    assert job_sizes(40, 2, "avx512") == [16, 16, 8]
+    assert job_sizes(64, 2, "avx512") == [16] * 4
+    assert job_sizes(64, 8, "avx512") == [8] * 8
 
 
 def test_images_do_not_see_each_other() -> None:

@@ -11,10 +11,10 @@ import enum
 import functools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
-from sparse_ddpm_kernels.binding import ISAS
+from sparse_ddpm_kernels.binding import ISAS as ISAS
 from sparse_ddpm_kernels.binding import KernelError as KernelError
 
 ABI = 1
@@ -102,6 +102,13 @@ class Job(ctypes.Structure):
     """``sdt_job``."""
 
     _fields_ = (
+        ("op", ctypes.c_void_p),
+        ("ops", ctypes.c_int64),
+        ("lanes", ctypes.c_int64),
+        ("isa", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+        ("workspace", ctypes.c_void_p),
+        ("scratch", ctypes.c_int64),
         ("arena", ctypes.c_void_p),
         ("values", ctypes.c_void_p),
         ("film", ctypes.c_void_p),
@@ -157,10 +164,11 @@ def _load(path: Path) -> ctypes.CDLL:
     for name, result, arguments in (
         ("sdt_abi", i32, ()),
         ("sdt_op_size", i64, ()),
+        ("sdt_job_size", i64, ()),
         ("sdt_isas", ctypes.c_uint32, ()),
         ("sdt_vector", i32, (i32,)),
         ("sdt_scratch", i64, (i32, address, i64)),
-        ("sdt_run", i32, (i32, address, i64, i64, address, i64, address, i64, i32)),
+        ("sdt_run", i32, (address, i64, i32)),
         ("sdt_gather", None, (address, i64, address)),
         ("sdt_scatter", None, (address, i64, address, address)),
     ):
@@ -168,10 +176,11 @@ def _load(path: Path) -> ctypes.CDLL:
         if function is None:
             raise KernelError(f"{path}: expected a function {name}, got none.")
         function.restype, function.argtypes = result, arguments
-    found = (library.sdt_abi(), library.sdt_op_size())
-    if found != (ABI, ctypes.sizeof(Op)):
-        wanted = f"ABI {ABI} with operations of {ctypes.sizeof(Op)} bytes"
-        raise KernelError(f"{path}: expected {wanted}, got {found[0]} with {found[1]}.")
+    found = library.sdt_abi(), library.sdt_op_size(), library.sdt_job_size()
+    wanted = ABI, ctypes.sizeof(Op), ctypes.sizeof(Job)
+    if found != wanted:
+        what = f"ABI {ABI} with structures of {wanted[1:]} bytes"
+        raise KernelError(f"{path}: expected {what}, got {found[0]} with {found[1:]}.")
     return library
 
 
@@ -196,45 +205,21 @@ def vector(isa: str) -> int:
     return int(load().sdt_vector(ISAS.index(isa)))
 
 
-class Passes:
-    """Lists of operations and the threads' memory they run in.
+def address(operations: ctypes.Array[Op]) -> int:
+    """Where operations lie, for `Job`; who asks keeps them."""
+    return ctypes.addressof(operations)
 
-    ``workspace``: addresses, one a thread; ``scratch``: where in it the scratch begins, in floats.
-    """
 
-    def __init__(self, isa: str, lanes: int) -> None:
-        self._library, self._isa, self.lanes = load(), ISAS.index(isa), lanes
+def scratch(isa: str, operations: Iterable[Op], lanes: int) -> int:
+    """Floats of scratch that the neediest operation takes."""
+    library, index = load(), ISAS.index(isa)
+    return max(int(library.sdt_scratch(index, ctypes.byref(op), lanes)) for op in operations)
 
-    def scratch(self, operations: Sequence[Op]) -> int:
-        """Floats of scratch that the neediest operation takes."""
-        needs = (
-            int(self._library.sdt_scratch(self._isa, ctypes.byref(op), self.lanes))
-            for op in operations
-        )
-        return max(needs, default=0)
 
-    def run(
-        self,
-        operations: ctypes.Array[Op],
-        jobs: ctypes.Array[Job],
-        workspace: Sequence[int],
-        scratch: int,
-    ) -> None:
-        """All ``operations`` for each of ``jobs``, on as many threads as there are workspaces."""
-        places = (ctypes.c_void_p * len(workspace))(*workspace)
-        done = self._library.sdt_run(
-            self._isa,
-            operations,
-            len(operations),
-            self.lanes,
-            jobs,
-            len(jobs),
-            places,
-            scratch,
-            len(workspace),
-        )
-        if done != 0:
-            raise KernelError("sparse training: expected threads to start, got none.")
+def run(jobs: ctypes.Array[Job], threads: int) -> None:
+    """All ``jobs``; those that share a thread one after the other. Raises `KernelError`."""
+    if load().sdt_run(jobs, len(jobs), threads) != 0:
+        raise KernelError("sparse training: expected threads to start, got none.")
 
 
 def gather(parameters: ctypes.Array[Parameter], values: int) -> None:

@@ -83,6 +83,8 @@ int32_t sdt_abi(void) { return SDT_ABI; }
 
 int64_t sdt_op_size(void) { return sizeof(sdt_op); }
 
+int64_t sdt_job_size(void) { return sizeof(sdt_job); }
+
 uint32_t sdt_isas(void) {
 #if defined(SDK_NEON_KERNELS)
   return 1u << SDK_NEON;
@@ -110,13 +112,11 @@ int64_t sdt_scratch(int32_t isa, const sdt_op *op, int64_t lanes) {
   return kernels_of(isa)->scratch(*op, lanes);
 }
 
-int32_t sdt_run(int32_t isa, const sdt_op *op, int64_t ops, int64_t lanes, const sdt_job *job,
-                int64_t jobs, float *const *workspace, int64_t scratch, int32_t threads) {
-  const sdt::Kernels &kernels = *kernels_of(isa);
+int32_t sdt_run(const sdt_job *job, int64_t jobs, int32_t threads) {
   const int64_t count = threads < jobs ? threads : jobs;
   const auto work = [&](int64_t thread) {
     for (int64_t i = thread; i < jobs; i += count)
-      kernels.run(op, ops, lanes, job[i], workspace[thread], scratch);
+      kernels_of(job[i].isa)->run(job[i], job[i].workspace[thread]);
   };
   // Threads live for a pass only: none waits or spins between passes, and a fork finds none.
   std::vector<std::thread> others;

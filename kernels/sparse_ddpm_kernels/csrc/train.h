@@ -2,8 +2,9 @@
  *
  * A pass is a list of operations on tensors. Images go through it in parts of `lanes` images, each
  * part a job with an arena of its own for what the backward pass needs again; threads take jobs,
- * and a job is done by one thread from end to end. Nothing is summed over jobs here, so results
- * depend neither on the number of threads nor on their timing.
+ * and a job is done by one thread from end to end. Nothing is summed over jobs here, so what a job
+ * gives depends neither on the number of threads nor on their timing. Jobs of one run may differ in
+ * lanes and instruction set.
  *
  * Activations are channel-major with the images innermost. Element (n, c, h, w) lies at
  *     space[offset + c * channel_stride + h * row_stride + w * lanes + n]
@@ -94,6 +95,12 @@ typedef struct {
 } sdt_op;
 
 typedef struct {
+  const sdt_op *op; /* [ops] */
+  int64_t ops, lanes;
+  int32_t isa, reserved;
+  /* By thread, what it works in: space 1, and scratch from float `scratch` on. */
+  float *const *workspace;
+  int64_t scratch;
   float *arena;
   const float *values;   /* of all jobs */
   const float *film;     /* [rows, lanes] */
@@ -119,6 +126,7 @@ typedef struct {
 
 SDT_API int32_t sdt_abi(void);
 SDT_API int64_t sdt_op_size(void);
+SDT_API int64_t sdt_job_size(void);
 /* Bit i is set when instruction set i is compiled in and this machine has it. */
 SDT_API uint32_t sdt_isas(void);
 /* Floats of a vector of that instruction set. */
@@ -126,12 +134,9 @@ SDT_API int32_t sdt_vector(int32_t isa);
 /* Floats of scratch that an operation needs. */
 SDT_API int64_t sdt_scratch(int32_t isa, const sdt_op *op, int64_t lanes);
 
-/* All operations in order for each job, on `threads` threads (fewer when there are fewer jobs).
- * Thread t does jobs t, t + threads, ... with workspace[t] for space 1, and its scratch from float
- * `scratch` of that on. Memory is 64-byte aligned. 0, or -1 when no thread could be started. */
-SDT_API int32_t sdt_run(int32_t isa, const sdt_op *op, int64_t ops, int64_t lanes,
-                        const sdt_job *job, int64_t jobs, float *const *workspace,
-                        int64_t scratch, int32_t threads);
+/* All operations of each job, on `threads` threads (fewer when there are fewer jobs): thread t does
+ * jobs t, t + threads, ... Memory is 64-byte aligned. 0, or -1 when no thread could be started. */
+SDT_API int32_t sdt_run(const sdt_job *job, int64_t jobs, int32_t threads);
 
 /* Values of all parameters from what they are dense, and back for the gradients. */
 SDT_API void sdt_gather(const sdt_parameter *parameter, int64_t count, float *values);

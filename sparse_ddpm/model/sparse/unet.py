@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import numpy as np
@@ -14,15 +13,11 @@ from torch import Tensor
 
 from sparse_ddpm.errors import ConfigError, expected
 from sparse_ddpm.model.denoiser import Denoiser
-from sparse_ddpm.model.sparse.backward import Backward, operation
+from sparse_ddpm.model.sparse.engine import WIDE, Engine, job_sizes
 from sparse_ddpm.model.sparse.memory import zeros
-from sparse_ddpm.model.sparse.steps import Steps
 from sparse_ddpm.model.unet import UNet
 from sparse_ddpm.ticket import Architecture
 from sparse_ddpm.ticket.config import UNetConfig
-
-LANES = 16
-"""Images of a pass; a multiple of every vector."""
 
 
 def missing() -> str:
@@ -53,10 +48,11 @@ def unsupported(config: Architecture) -> str:
 class SparseUNet:
     """``model`` with its present masks: x ``[N, C, H, W]``, t ``[N]`` to ``[N, C, H, W]``.
 
-    Float32 throughout; gradients go to the parameters of ``model``, exactly 0 where masked. What
-    it returns depends neither on ``threads`` nor on timing. Only the last forward pass can be
-    differentiated. After `Denoiser.set_masks` make another one. Raises `ConfigError` for a model
-    that is `unsupported`, and `sparse_ddpm_kernels.KernelError` without the library.
+    Float32 throughout; gradients go to the parameters of ``model``, exactly 0 where masked.
+    Nothing depends on timing, and on ``threads`` only how images are parted into jobs, which
+    changes sums in their last bits. Only the last forward pass can be differentiated. After
+    `Denoiser.set_masks` make another one. Raises `ConfigError` for a model that is `unsupported`,
+    and `sparse_ddpm_kernels.KernelError` without the library.
     """
 
     def __init__(self, model: Denoiser, threads: int = 1, isa: str | None = None) -> None:
@@ -65,78 +61,74 @@ class SparseUNet:
         if reason:
             raise ConfigError(expected("sparse kernels", "another network", reason))
         assert isinstance(model, UNet)
-        self.model = model
-        isa = isa or native.default_isa()
-        self._built = Steps(model, LANES)
-        self.weights = self._built.weights
-        back = Backward(self._built.steps)
-        forward = [operation(step) for step in self._built.steps]
-        self._passes = native.Passes(isa, LANES)
-        self._scratch = -(-back.floats // LANES) * LANES
-        needed = self._passes.scratch([*forward, *back.operations])
-        self._forward = (native.Op * len(forward))(*forward)
-        self._backward = (native.Op * len(back.operations))(*back.operations)
-        self._workspace = [zeros(self._scratch + needed) for _ in range(threads)]
-        self._arenas: list[NDArray[np.float32]] = []
+        self.model, self._threads = model, threads
+        self._isa = isa or native.default_isa()
+        self._engines: dict[int, Engine] = {}
+        first = self._engine(job_sizes(WIDE, 1, self._isa)[0])
+        self.weights, self._films = first.weights, first.films
         self._values = zeros(self.weights.count)
         self._run = 0
 
+    def _engine(self, lanes: int) -> Engine:
+        if lanes not in self._engines:
+            self._engines[lanes] = Engine(self.model, lanes, self._isa, self._threads)
+        return self._engines[lanes]
+
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        model = self.model
-        time = F.silu(model.time(t))
-        film = torch.cat([linear(time) for linear in self._built.films], dim=1)
+        time = F.silu(self.model.time(t))
+        film = torch.cat([linear(time) for linear in self._films], dim=1)
         out: Tensor = _Pass.apply(self, x, film, *self.weights.parameters)  # type: ignore[no-untyped-call]
         return out
 
     def forward(self, x: NDArray[np.float32], film: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Images ``[N, C, H, W]`` and FiLM ``[jobs, rows, LANES]`` to the result."""
-        jobs = len(film)
-        while len(self._arenas) < jobs:
-            self._arenas.append(zeros(self._built.arena.floats))
+        """Images ``[N, C, H, W]`` and FiLM ``[N, rows]`` to the result."""
         self._run += 1
         self.weights.gather(self._values)
         out = np.empty_like(x)
-        self._go(self._forward, x, out, film)
+        jobs, _ = self._jobs(x, film)
+        for job, part in jobs:
+            job.out = out[part].ctypes.data
+        self._go([job for job, _ in jobs])
         return out
 
     def backward(
         self, dout: NDArray[np.float32], film: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], list[Tensor]]:
         """Gradients of ``film`` and of the parameters, from that of the last result."""
-        dfilm = np.zeros_like(film)
-        gradients = np.zeros((len(film), self.weights.own), np.float32)
-        self._go(self._backward, dout, None, film, dfilm, gradients)
+        jobs, films = self._jobs(dout, film, backward=True)
+        dfilms = [np.zeros_like(part) for part in films]
+        gradients = np.zeros((len(jobs), self.weights.own), np.float32)
+        for (job, _), dfilm, gradient in zip(jobs, dfilms, gradients, strict=True):
+            job.film_gradient, job.gradients = dfilm.ctypes.data, gradient.ctypes.data
+        self._go([job for job, _ in jobs])
         total = gradients[0]
-        for part in gradients[1:]:
-            total += part
+        for gradient in gradients[1:]:
+            total += gradient
         found = [torch.zeros_like(parameter) for parameter in self.weights.parameters]
         self.weights.scatter(self._values, total, found)
-        return dfilm, found
+        return np.concatenate([part.T for part in dfilms])[: len(film)], found
 
-    def _go(
-        self,
-        operations: ctypes.Array[native.Op],
-        given: NDArray[np.float32],
-        out: NDArray[np.float32] | None,
-        film: NDArray[np.float32],
-        dfilm: NDArray[np.float32] | None = None,
-        gradients: NDArray[np.float32] | None = None,
-    ) -> None:
-        jobs = (native.Job * len(film))()
-        for i, job in enumerate(jobs):
-            part = slice(i * LANES, (i + 1) * LANES)
-            job.arena = self._arenas[i].ctypes.data
-            job.values = self._values.ctypes.data
-            job.film = film[i].ctypes.data
-            job.input = given[part].ctypes.data
-            job.images = len(given[part])
-            if out is not None:
-                job.out = out[part].ctypes.data
-            if dfilm is not None and gradients is not None:
-                job.film_gradient = dfilm[i].ctypes.data
-                job.gradients = gradients[i].ctypes.data
-        places = [space.ctypes.data for space in self._workspace]
-        self._passes.run(operations, jobs, places, self._scratch)
+    def _jobs(
+        self, given: NDArray[np.float32], film: NDArray[np.float32], *, backward: bool = False
+    ) -> tuple[list[tuple[native.Job, slice]], list[NDArray[np.float32]]]:
+        """A job for each part of the images, and its FiLM ``[rows, lanes]``."""
+        jobs: list[tuple[native.Job, slice]] = []
+        films = []
+        first = 0
+        for lanes in job_sizes(len(given), self._threads, self._isa):
+            part = slice(first, min(first + lanes, len(given)))
+            films.append(np.zeros((film.shape[1], lanes), np.float32))
+            films[-1][:, : part.stop - first] = film[part].T
+            index = sum(job.lanes == lanes for job, _ in jobs)
+            job = self._engine(lanes).job(index, backward=backward)
+            job.values, job.film = self._values.ctypes.data, films[-1].ctypes.data
+            job.input, job.images = given[part].ctypes.data, part.stop - first
+            jobs.append((job, part))
+            first = part.stop
+        return jobs, films
+
+    def _go(self, jobs: list[native.Job]) -> None:
+        native.run((native.Job * len(jobs))(*jobs), self._threads)
 
 
 class _Pass(torch.autograd.Function):
@@ -144,13 +136,9 @@ class _Pass(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, unet: SparseUNet, x: Tensor, film: Tensor, *_: Tensor) -> Tensor:
-        count, rows = film.shape
-        jobs = -(-count // LANES)
-        lanes = torch.zeros((jobs * LANES, rows), dtype=torch.float32)
-        lanes[:count] = film
-        apart = lanes.reshape(jobs, LANES, rows).transpose(1, 2).contiguous().numpy()
-        out = unet.forward(x.detach().float().contiguous().numpy(), apart)
-        ctx.unet, ctx.film, ctx.count, ctx.run = unet, apart, count, unet._run
+        films = film.detach().float().contiguous().numpy()
+        out = unet.forward(x.detach().float().contiguous().numpy(), films)
+        ctx.unet, ctx.film, ctx.run = unet, films, unet._run
         return torch.from_numpy(out)
 
     @staticmethod
@@ -160,5 +148,4 @@ class _Pass(torch.autograd.Function):
             raise RuntimeError("backward: expected the last forward pass, got one before it.")
         dout = gradients[0].float().contiguous().numpy()
         dfilm, found = unet.backward(dout, ctx.film)
-        flat = torch.from_numpy(dfilm).transpose(1, 2).reshape(-1, dfilm.shape[1])
-        return (None, None, flat[: ctx.count], *found)
+        return (None, None, torch.from_numpy(dfilm), *found)
