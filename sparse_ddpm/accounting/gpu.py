@@ -10,7 +10,6 @@ from sparse_ddpm.engine.cuda.choose import (
     BYTES_PER_US,
     LAUNCH_US,
     break_even,
-    executed_entries,
 )
 from sparse_ddpm.engine.cuda.plan import DTYPES, ConvStep, CudaPlan, CudaStep
 from sparse_ddpm.formats import BSR
@@ -24,13 +23,10 @@ def executed_on_gpu(plan: AnyPlan, step: AnyStep) -> int:
     """For one image: panels in whole trips of the kernels' loops, cuDNN's columns all."""
     assert isinstance(step, CudaStep)
     shapes = plan.program.shapes
-    if step.block is not None:
+    if step.block is not None or step.conv is not None:
         return step.flops
-    if step.conv is None:
-        flops = (operation_flops(part, shapes) for part in step.operations)
-        return sum(flops, OperationFlops()).surviving
-    _, height, width = shapes[step.conv.operation.out]
-    return 2 * _entries(step.conv) * _rows(step.conv) * height * width
+    flops = (operation_flops(part, shapes) for part in step.operations)
+    return sum(flops, OperationFlops()).surviving
 
 
 def images_on_gpu(plan: AnyPlan) -> int:
@@ -61,7 +57,7 @@ def planned_on_gpu(plan: AnyPlan, step: AnyStep) -> PlannedBytes:
         )
     if step.conv is None:
         return PlannedBytes(rest=rest)
-    entries, packed = _entries(step.conv), step.conv.choice.group > 0
+    entries, packed = step.conv.choice.executed, step.conv.choice.group > 0
     return PlannedBytes(number * entries * _rows(step.conv), OFFSET * entries * packed, rest)
 
 
@@ -102,10 +98,6 @@ def predict_on_gpu(plan: AnyPlan) -> dict[str, float]:
             traffic = plan.images * (size.read + size.written) / BYTES_PER_US
             found[step.out] = 1e-6 * (launches * LAUNCH_US + traffic)
     return found
-
-
-def _entries(conv: ConvStep) -> int:
-    return executed_entries(conv.operation.weight, conv.choice.kind)
 
 
 def _rows(conv: ConvStep) -> int:

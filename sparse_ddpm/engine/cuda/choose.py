@@ -76,7 +76,8 @@ LOOP = {"elements": 8, "cudnn": 64, **{f"panels:{group}": 64 for group in GROUPS
 
 @dataclass(frozen=True, slots=True)
 class ConvChoice:
-    """``kind``: one of `KINDS`. ``entries``: of all panels, zeros that fill them not counted apart.
+    """``kind``: one of `KINDS`. ``entries``: of all panels, zeros that fill them not counted apart;
+    ``executed``: those that fill the last trip of a kernel's loop, too.
 
     ``estimates``: microseconds by kind; ``measured``: the choice is a table's.
     """
@@ -84,6 +85,7 @@ class ConvChoice:
     kind: str
     group: int
     entries: int
+    executed: int
     estimates: Mapping[str, float]
     reason: str
     measured: bool = False
@@ -134,10 +136,13 @@ def choose_kernel(
     filled = weight.nnz / max(count * max(group_of(kind), 1), 1)
     what = "runs dense" if kind == "cudnn" else f"{filled:.0%} of what is multiplied is weights"
     reason = f"{density:.1%} stored; {asked}{what}; {times[kind]:.1f} us {how}, others "
+    # What cuDNN's tiles fill up nobody knows.
+    trip = LOOP[kind] if group_of(kind) else 1
     return ConvChoice(
         kind,
         group_of(kind),
         count,
+        sum(-(-each // trip) * trip for each in entries[kind]),
         MappingProxyType(estimates),
         reason + ", ".join(others),
         measured is not None and how == "measured",
@@ -181,15 +186,6 @@ def break_even(
         middle = (low + high) / 2
         low, high = (middle, high) if pays(middle) else (low, middle)
     return high
-
-
-def executed_entries(weight: Matrix, kind: str) -> int:
-    """Entries of all panels of ``kind`` as its kernel runs them: in whole trips of its loop."""
-    group = group_of(kind)
-    if group == 0:
-        return weight.shape[1]
-    counts = np.count_nonzero(union_columns(weight.stored(), group), axis=1)
-    return int((-(-counts // LOOP[kind])).sum()) * LOOP[kind]
 
 
 def _entries(weight: Matrix) -> dict[str, list[int]]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sparse_ddpm_kernels.triton.layout import padded_images
 
 from sparse_ddpm.engine.base import Engine, Images, check_batch, check_timesteps
+from sparse_ddpm.engine.cuda.counted import listening
 from sparse_ddpm.engine.cuda.launches import Launches
 from sparse_ddpm.engine.cuda.plan import CudaPlan, make_cuda_plan
 from sparse_ddpm.engine.cuda.sampler import SamplerState
@@ -224,8 +225,11 @@ class CudaEngine(Engine):
         return state.finish()
 
     def _graph(self, name: str, body: Callable[[], None]) -> Callable[[], None]:
-        """``body``, as a CUDA graph where graphs are wanted: captured once, and run once before."""
-        if not self._captured:
+        """``body``, as a CUDA graph where graphs are wanted: captured once, and run once before.
+
+        Who listens to torch's operations, as a FLOP counter does, hears nothing of a graph's.
+        """
+        if not self._captured or listening():
             return body
         if name not in self._graphs:
             # The first call compiles kernels, which a capture does not allow.

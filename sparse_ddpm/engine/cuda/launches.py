@@ -25,6 +25,7 @@ from sparse_ddpm_kernels.triton.linear_block_pack import pack_linear_block
 
 from sparse_ddpm.engine.cuda.buffers import Buffers, Launch
 from sparse_ddpm.engine.cuda.convolutions import bind_convolution
+from sparse_ddpm.engine.cuda.counted import Counted, counted_kind, listening, step_flops
 from sparse_ddpm.engine.cuda.plan import CudaPlan, CudaStep
 from sparse_ddpm.engine.fuse import Five
 from sparse_ddpm.program import (
@@ -38,6 +39,7 @@ from sparse_ddpm.program import (
     SpaceToDepth,
     Upsample2x,
 )
+from sparse_ddpm.program.operations import inputs_of
 
 
 class Launches(Buffers):
@@ -58,8 +60,12 @@ class Launches(Buffers):
         self.biased = any(isinstance(op, Conv) for op in self.films.operations)
         x = self.view(plan.program.input)
         self.steps[plan.program.input] = [lambda: data.load_images(self.x, x)]
+        self.counted: dict[str, Counted] = {}
         for item in plan.steps:
             self.steps[item.out] = self._bind(item)
+            kind = counted_kind(item)
+            if kind is not None:
+                self.counted[item.out] = self._count(kind, item)
         out = self.view(plan.program.output)
         self.store: Launch = lambda: data.store_images(out, self.output)
 
@@ -74,10 +80,18 @@ class Launches(Buffers):
         """The operations alone, from the input's view to the output's."""
         if self.biased:
             torch.index_select(self.table, 0, self.step, out=self.row)
+        counted = self.counted if listening() else {}
         for name, launches in self.steps.items():
-            if name != self.plan.program.input:
+            if name in counted:
+                counted[name]()
+            elif name != self.plan.program.input:
                 for launch in launches:
                     launch()
+
+    def _count(self, kind: str, step: CudaStep) -> Counted:
+        first = step.operations[0]
+        x, out = self.view(inputs_of(first)[0]), self.view(step.out)
+        return Counted(kind, x, out, step_flops(self.plan, step), self.steps[step.out])
 
     def _bind(self, step: CudaStep) -> list[Launch]:
         operation, view = step.operation, self.view

@@ -90,9 +90,10 @@ class ConvStep:
 class CudaStep:
     """What one kernel, or a few launched together, make of one or more ``operations``.
 
-    ``flops``: what convolutions execute for one image. ``moments``: of a norm, that the
-    convolution before gives them. ``copies``: of a concatenation, the inputs made elsewhere.
-    ``block``: a linear attention with the norms and convolutions around it.
+    ``flops``: what convolutions execute for one image, the last trip of a kernel's loop whole.
+    ``moments``: of a norm, that the convolution before gives them. ``copies``: of a concatenation,
+    the inputs made elsewhere. ``block``: a linear attention with the norms and convolutions around
+    it.
     """
 
     operations: tuple[Operation, ...]
@@ -296,7 +297,7 @@ def _conv_step(conv: ConvStep, program: Program) -> CudaStep:
     elif conv.moments is not None:
         name += ", moments"
     rows = choice.group if choice.group else operation.weight.shape[0]
-    flops = 2 * choice.entries * rows * height * width
+    flops = 2 * choice.executed * rows * height * width
     return CudaStep(conv.operations, name, choice.reason, flops, conv)
 
 
