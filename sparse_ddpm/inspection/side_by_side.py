@@ -73,14 +73,16 @@ def comparison_lines(first: Inspection, second: Inspection) -> Iterator[str]:
     measured = all(found["totals"]["measured_us"] is not None for found in (first, second))
     if measured:
         pairs.append("measured us")
-    header = f"{'operation':<22} {'output':>11} " + " ".join(f"{words:>19}" for words in pairs)
+    compared = compare_inspections(first, second)
+    wide = max(22, *(len(item["name"]) for item in compared["operations"]))
+    header = f"{'operation':<{wide}} {'output':>11} " + " ".join(f"{w:>19}" for w in pairs)
     yield f"{header} {'B / A':>7}  kernels"
-    yield f"{'':<34} " + " ".join(f"{'A':>9} {'B':>9}" for _ in pairs)
+    yield f"{'':<{wide + 12}} " + " ".join(f"{'A':>9} {'B':>9}" for _ in pairs)
     shapes = {o["name"]: o["shape"] for found in (second, first) for o in found["operations"]}
     key = "measured_us" if measured else "predicted_us"
-    compared = compare_inspections(first, second)
     for item in sorted(compared["operations"], key=lambda item: -_difference(item, key)):
-        yield _row(item, "x".join(map(str, shapes[item["name"]])), key, measured=measured)
+        shape = "x".join(map(str, shapes[item["name"]]))
+        yield f"{item['name']:<{wide}} {shape:>11} {_row(item, key, measured=measured)}"
     yield "-" * (len(header) + 8)
     for name, words, show in (
         ("dense_flops", "dense MFLOP", mega),
@@ -107,7 +109,7 @@ def _difference(item: Mapping[str, Any], key: str) -> float:
     return abs(float(second) - float(first))
 
 
-def _row(item: Mapping[str, Any], shape: str, key: str, *, measured: bool) -> str:
+def _row(item: Mapping[str, Any], key: str, *, measured: bool) -> str:
     def weights(half: Mapping[str, Any]) -> float:
         return float(half["planned_value_bytes"] + half["planned_offset_bytes"])
 
@@ -127,4 +129,4 @@ def _row(item: Mapping[str, Any], shape: str, key: str, *, measured: bool) -> st
     ratio = f"{second / first:.2f}" if first and second is not None else ""
     kernels = " | ".join(dict.fromkeys(half["kernel"] if half else "absent" for half in halves))
     both = " ".join(f"{a:>9} {b:>9}" for a, b in cells)
-    return f"{item['name']:<22} {shape:>11} {both} {ratio:>7}  {kernels}"
+    return f"{both} {ratio:>7}  {kernels}"

@@ -197,7 +197,8 @@ def memory(chart: Charts, charts: Sequence[Charts], width: float) -> str:
             drawing.text(x + 4, high + up * block.size / 2 + 4, block.name, over=True)
     drawing.line([at(0, found.arena), at(moments, found.arena)], ROOF, 0.9, "5 3")
     drawing.text(right, at(0, found.arena)[1] - 4, f"arena {size_of(found.arena)}", "end")
-    for stage in stages_apart(found.stages, 9 * LETTER / across):
+    longest = max(len(stage.name) for stage in found.stages)
+    for stage in stages_apart(found.stages, (longest + 2) * LETTER / across):
         half = LETTER * len(stage.name) / 2
         x = min(at(stage.middle, 0)[0], width - half)
         drawing.text(x, bottom + 15, stage.name, "middle")

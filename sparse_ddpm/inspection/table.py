@@ -30,7 +30,7 @@ SORTS: Mapping[str, Callable[[Operation], float]] = {
 """What a table may be sorted by, largest first; ``order``: as operations run."""
 
 COLUMNS = (
-    ("operation", "", 22),
+    ("operation", "", -22),
     ("kind", "", -15),
     ("output", "", 11),
     ("stored", "", 7),
@@ -47,7 +47,7 @@ COLUMNS = (
     ("measured", "us", 10),
     ("bound by", "", -13),
 )
-"""Heading, unit and width; a negative width is text."""
+"""Heading, unit and width, which names may widen; a negative width is text."""
 
 
 def table_lines(found: Inspection, sort: str = "time", *, reasons: bool = False) -> Iterator[str]:
@@ -57,7 +57,10 @@ def table_lines(found: Inspection, sort: str = "time", *, reasons: bool = False)
         yield f"  {line}"
     yield f"  planned for {where(found)}; ceilings {_ceilings(found)}"
     yield ""
-    columns = [c for c in COLUMNS if c[0] != "measured" or found["totals"]["measured_us"]]
+    longest = max(len(item["name"]) for item in found["operations"])
+    columns = [("operation", "", -max(longest, -COLUMNS[0][2])), *COLUMNS[1:]]
+    if found["totals"]["measured_us"] is None:
+        columns = [column for column in columns if column[0] != "measured"]
     header = _line({name: name for name, _, _ in columns}, columns) + "  kernel"
     yield header.rstrip()
     yield _line({name: unit for name, unit, _ in columns}, columns).rstrip()
@@ -72,12 +75,10 @@ def table_lines(found: Inspection, sort: str = "time", *, reasons: bool = False)
 
 
 def _line(cells: Mapping[str, str], columns: list[tuple[str, str, int]]) -> str:
-    parts = []
-    for index, (name, _, width) in enumerate(columns):
-        text = cells.get(name, "")
-        left = index == 0 or width < 0
-        parts.append(f"{text:<{abs(width)}}" if left else f"{text:>{width}}")
-    return " ".join(parts)
+    texts = ((cells.get(name, ""), width) for name, _, width in columns)
+    return " ".join(
+        f"{text:<{-width}}" if width < 0 else f"{text:>{width}}" for text, width in texts
+    )
 
 
 def _cells(item: Operation) -> dict[str, str]:
