@@ -54,6 +54,8 @@ RATIOS = {"paper:0.9:element": 0.14, "paper:0.95:element": 0.08, "paper:0.99:ele
 """Most that a packed file may have of the dense one."""
 EXPORT_S, EXPORT_MIB = 20.0, 2048.0
 LARGE = "paper:0.95:element"
+ROUNDS, BURST_S = 20, 0.2
+"""Of steps; samplers take fewer and longer ones."""
 SLACK = 1.03
 """Times that differ by less are the same."""
 
@@ -240,7 +242,7 @@ def speed_part(threads: int) -> dict[str, Any]:
             for run in runs.values():
                 run(feeds)
             calls = {key: lambda run=run, f=feeds: run(f) for key, run in runs.items()}
-            row[f"step_ms_batch_{batch}"] = _ms(in_turns(calls, 20, 0.2))
+            row[f"step_ms_batch_{batch}"] = _ms(in_turns(calls, ROUNDS, BURST_S))
         steps.append(row)
     for name, batch in SAMPLERS:
         print(f"export: sampler of {name}, batch {batch}", file=sys.stderr)
@@ -264,7 +266,9 @@ def sampler_speed(name: str, batch: int, threads: int) -> dict[str, Any]:
 
         return sample_loop(denoise, table, seed=0, image_indices=indices, shape=shape)
 
-    found = in_turns({"file": lambda: whole({"noise": noise}), "loop": loop}, 4, 1.0)
+    found = in_turns(
+        {"file": lambda: whole({"noise": noise}), "loop": loop}, ROUNDS // 5, 5 * BURST_S
+    )
     per_image = {f"{key}_ms": 1e3 * seconds / batch for key, seconds in found.items()}
     return {"ticket": name, "batch": batch, "steps": STEPS, **per_image}
 
