@@ -160,7 +160,7 @@ def memory(chart: Charts, charts: Sequence[Charts], width: float) -> str:
     y = drawing.legend(
         3.0, {"in use, together": ROOF, "a buffer, by its first use": STAGE_COLOURS[0]}
     )
-    left, right, top, bottom = 46.0, width - 10, y + 4, y + 240
+    left, right, top, bottom = 46.0, width - 10, y + LINE, y + LINE + 236
     moments = len(found.live)
     across, up = (right - left) / moments, (bottom - top) / most
 
@@ -171,7 +171,7 @@ def memory(chart: Charts, charts: Sequence[Charts], width: float) -> str:
         x, line = at(0, value * (1 << 20))
         drawing.line([(x, line), (right, line)], FAINT, 0.7)
         drawing.text(left - 6, line + 4, f"{value:g}", "end")
-    drawing.text(0.0, top - 6 + LINE, "MiB")
+    drawing.text(0.0, top - 4, "MiB")
     for index, block in enumerate(found.blocks):
         x, high = at(block.first, block.start + block.size)
         long = across * (block.last + 1 - block.first)
