@@ -27,7 +27,7 @@ from sparse_ddpm.lower.unet2d import lower_unet2d, strided
 from sparse_ddpm.program import Conv
 from sparse_ddpm.sampling import make_table, sample_loop
 from sparse_ddpm.sampling.noise import normal
-from sparse_ddpm.ticket import UNet2DConfig, UNetConfig, synthetic_ticket
+from sparse_ddpm.ticket import MODELS, UNet2DConfig, UNetConfig, synthetic_ticket
 
 TIMESTEPS = np.array([999, 500, 0])
 TOLERANCE = 1e-5
@@ -125,20 +125,7 @@ def test_another_architecture_is_refused() -> None:
 
 def test_the_cat_model_is_planned() -> None:
     """google/ddpm-cat-256 but for the size of its images, at 99 %."""
-    config = UNet2DConfig(
-        channels=3,
-        image_size=32,
-        block_out_channels=(128, 128, 256, 256, 512, 512),
-        down_block_types=(*("DownBlock2D",) * 4, "AttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "AttnUpBlock2D", *("UpBlock2D",) * 4),
-        layers_per_block=2,
-        time_dim=512,
-        freq_shift=1,
-        flip_sin_to_cos=False,
-        downsample_padding=0,
-        head_dim=0,
-        norm_eps=1e-6,
-    )
+    config = dataclasses.replace(MODELS["ddpm-cat"], image_size=32)
     program = lower(synthetic_ticket(config, 0.99, "vector:16"))
     plan = make_plan(program, 1)
     assert program.shapes[program.output] == (3, 32, 32)

@@ -13,6 +13,7 @@ import pytest
 from sparse_ddpm.errors import ConfigError, TicketError
 from sparse_ddpm.sampling import betas
 from sparse_ddpm.ticket import (
+    MODELS,
     DiffusionConfig,
     Ticket,
     UNet2DConfig,
@@ -83,19 +84,11 @@ def test_heads_are_of_head_dim_or_one_of_all() -> None:
     assert changed(head_dim=0).heads(12) == (1, 12)
 
 
-def test_the_cat_model_has_its_113_7_million_parameters() -> None:
-    """google/ddpm-cat-256, by its configuration."""
-    config = UNet2DConfig(
-        channels=3,
-        image_size=256,
-        block_out_channels=(128, 128, 256, 256, 512, 512),
-        down_block_types=(*("DownBlock2D",) * 4, "AttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "AttnUpBlock2D", *("UpBlock2D",) * 4),
-        layers_per_block=2,
-        time_dim=512,
-        head_dim=0,
-    )
-    assert sum(math.prod(p.shape) for p in parameters_of(config)) == 113_673_219
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("ddpm-cifar10", 35_746_307), ("ddpm-cat", 113_673_219)]
+)
+def test_known_models_have_their_parameters(name: str, parameters: int) -> None:
+    assert sum(math.prod(p.shape) for p in parameters_of(MODELS[name])) == parameters
 
 
 def test_names_are_unique_and_roles_follow_the_rules() -> None:

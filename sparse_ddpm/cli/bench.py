@@ -241,15 +241,16 @@ def fraction(text: str) -> str:
 
 def model_name(ticket: Ticket) -> str:
     """``paper`` or ``small`` where the architecture is that preset, else its widths."""
-    from sparse_ddpm.ticket import PRESETS, UNet2DConfig
+    from sparse_ddpm.ticket import MODELS, UNet2DConfig
 
     config = ticket.architecture
+    named = [name for name, model in MODELS.items() if model == config]
+    if named:
+        return named[0]
     size = f"{config.channels}x{config.image_size}x{config.image_size}"
     if isinstance(config, UNet2DConfig):
         return f"unet2d-{'-'.join(map(str, config.block_out_channels))}-{size}"
-    named = [name for name, preset in PRESETS.items() if preset == config]
-    widths = "-".join(str(mult) for mult in config.dim_mults)
-    return named[0] if named else f"unet-{config.dim}x{widths}-{size}"
+    return f"unet-{config.dim}x{'-'.join(map(str, config.dim_mults))}-{size}"
 
 
 @contextlib.contextmanager

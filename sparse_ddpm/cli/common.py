@@ -93,7 +93,7 @@ def open_ticket(args: argparse.Namespace) -> tuple[Ticket, str]:
 
 def synthetic(text: str) -> Ticket:
     """The random ticket described by ``MODEL:SPARSITY:PATTERN``."""
-    from sparse_ddpm.ticket import PRESETS, synthetic_ticket
+    from sparse_ddpm.ticket import MODELS, synthetic_ticket
 
     model, _, rest = text.partition(":")
     fraction, _, pattern = rest.partition(":")
@@ -101,12 +101,10 @@ def synthetic(text: str) -> Ticket:
         sparsity = float(fraction)
     except ValueError:
         sparsity = -1.0
-    if model not in PRESETS or not 0.0 <= sparsity < 1.0:
-        wanted = (
-            f"MODEL:SPARSITY:PATTERN with MODEL one of {', '.join(PRESETS)}, SPARSITY in [0, 1)"
-        )
+    if model not in MODELS or not 0.0 <= sparsity < 1.0:
+        wanted = f"MODEL:SPARSITY:PATTERN with MODEL one of {', '.join(MODELS)}, SPARSITY in [0, 1)"
         raise ConfigError(expected("--synthetic", wanted, repr(text)))
-    return synthetic_ticket(PRESETS[model], sparsity, pattern or "element")
+    return synthetic_ticket(MODELS[model], sparsity, pattern or "element")
 
 
 def print_json(result: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """The ticket: its value, its configuration and its file. Nothing here imports torch."""
 
-from sparse_ddpm.ticket.architecture import Architecture, family_of, parameters_of
+from sparse_ddpm.ticket.architecture import MODELS, Architecture, family_of, parameters_of
 from sparse_ddpm.ticket.config import (
     PRESETS,
     DiffusionConfig,
@@ -16,6 +16,7 @@ from sparse_ddpm.ticket.ticket import Ticket
 from sparse_ddpm.ticket.unet2d_config import UNet2DConfig
 
 __all__ = [
+    "MODELS",
     "PRESETS",
     "Architecture",
     "DiffusionConfig",

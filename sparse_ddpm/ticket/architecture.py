@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from sparse_ddpm.ticket.config import UNetConfig
+from sparse_ddpm.ticket.config import PRESETS, UNetConfig
 from sparse_ddpm.ticket.parameters import Parameter, unet_parameters
-from sparse_ddpm.ticket.unet2d_config import UNet2DConfig
+from sparse_ddpm.ticket.unet2d_config import UNET2D_PRESETS, UNet2DConfig
 from sparse_ddpm.ticket.unet2d_parameters import unet2d_parameters
 
 Architecture = UNetConfig | UNet2DConfig
@@ -17,6 +17,9 @@ FAMILIES: Mapping[str, type[Architecture]] = MappingProxyType(
     {"unet": UNetConfig, "unet2d": UNet2DConfig}
 )
 """``unet``: the paper's U-Net; ``unet2d``: diffusers' ``UNet2DModel``."""
+
+MODELS: Mapping[str, Architecture] = MappingProxyType({**PRESETS, **UNET2D_PRESETS})
+"""Architectures of every family by name."""
 
 
 def family_of(architecture: Architecture) -> str:

@@ -154,3 +154,36 @@ def _check_divides(name: str, groups: int, width: int) -> None:
     if width % groups:
         wanted = f"a divisor of block_out_channels ({width})"
         raise ConfigError(expected(f"architecture.{name}", wanted, groups))
+
+
+UNET2D_PRESETS: dict[str, UNet2DConfig] = {
+    "ddpm-cifar10": UNet2DConfig(
+        channels=3,
+        image_size=32,
+        block_out_channels=(128, 256, 256, 256),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=2,
+        time_dim=512,
+        freq_shift=1,
+        flip_sin_to_cos=False,
+        downsample_padding=0,
+        head_dim=0,
+        norm_eps=1e-6,
+    ),
+    "ddpm-cat": UNet2DConfig(
+        channels=3,
+        image_size=256,
+        block_out_channels=(128, 128, 256, 256, 512, 512),
+        down_block_types=(*("DownBlock2D",) * 4, "AttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "AttnUpBlock2D", *("UpBlock2D",) * 4),
+        layers_per_block=2,
+        time_dim=512,
+        freq_shift=1,
+        flip_sin_to_cos=False,
+        downsample_padding=0,
+        head_dim=0,
+        norm_eps=1e-6,
+    ),
+}
+"""google/ddpm-cifar10-32 (35.7 M parameters) and google/ddpm-cat-256 (113.7 M)."""
