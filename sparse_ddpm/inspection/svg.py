@@ -135,7 +135,7 @@ def bars(chart: Charts, charts: Sequence[Charts], width: float) -> str:
         else:
             for line in wrapped(bar.name, width):
                 y += LINE
-                drawing.text(0.0, y - 3, line)
+                drawing.text(0.0, y - 5, line)
         for key, _ in SERIES:
             long = scale * flops[key]
             colour = SERIES_COLOURS[key]
@@ -277,8 +277,11 @@ def wrapped(words: str, width: float) -> list[str]:
 
 
 def _decades(low: float, high: float) -> list[float]:
-    powers = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
-    return [10.0**power for power in powers]
+    """Round numbers for a logarithmic axis: where decades are few, parts of them too."""
+    powers = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
+    parts = (1, 2, 5) if high / low < 1000 else (1,)
+    values = (10.0**power * part for power in powers for part in parts)
+    return [value for value in values if low <= value <= high]
 
 
 def stored(chart: Charts, charts: Sequence[Charts], width: float) -> str:
