@@ -298,7 +298,7 @@ def test_a_gpus_engine_keeps_its_tensors(triton_device: Any, triton_dtypes: Any)
         assert network.device.type == triton_device.type
         got, wanted = (one(x, 20).sample for one in (network, other.unet2d()))
         torch.testing.assert_close(got, wanted, rtol=0, atol=tolerance)
-        # Seeds that differ, then one seed: step by step from the host, then all on the device.
+        # Seeds that differ, then one seed.
         for how in ({"seeds": [4, 9]}, {"n": 2, "seed": 4}):
             got, wanted = (one.sample_float(steps=1, **how) for one in (sampler, other))
             np.testing.assert_allclose(got, wanted, rtol=0, atol=10 * tolerance)

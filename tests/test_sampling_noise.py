@@ -153,3 +153,32 @@ def test_steps_images_seeds_and_neighbours_are_independent():
 def test_wrong_settings_are_named(arguments, name):
     with pytest.raises(ConfigError, match=f"^{name}: expected .*, got .*\\.$"):
         normal(*arguments)
+
+
+def test_images_with_seeds_of_their_own():
+    shape, seeds, indices = (
+        (2, 3, 3),
+        [9, 2**64 - 1, 0, 9, 2**63, 2**32],
+        [0, 1, 2**63, 3, 2**40, 5],
+    )
+    got = normal(seeds, indices, 4, shape)
+    for image, seed, index in zip(got, seeds, indices, strict=True):
+        np.testing.assert_array_equal(image, normal(seed, [index], 4, shape)[0])
+    np.testing.assert_array_equal(normal(np.array(seeds, np.uint64), indices, 4, shape), got)
+    assert normal([], [], 0, shape).shape == (0, *shape)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "message"),
+    [
+        ([1, 2], "seed: expected one, or one for each of 3 images, got 2"),
+        ([1.5, 2.0, 2.0], "seed: expected integers"),
+        ([1, -2, 3], "seed: expected integers"),
+        ([[1, 2, 3]], "seed: expected integers"),
+        (True, "seed: expected an integer"),
+        (2**64, "seed: expected an integer"),
+    ],
+)
+def test_seeds_that_are_none(seeds, message):
+    with pytest.raises(ConfigError, match=message):
+        normal(seeds, [0, 1, 2], 0, (1, 2, 2))

@@ -63,7 +63,9 @@ def turn(name: str, *, dtype: str = "fp16", target: str = "sm_90") -> Kernel:
 STRIDES = ("image", "plane", "row", "column")
 
 
-def update(batch: int, *, dtype: str = "fp16", target: str = "sm_90") -> Kernel:
+def update(
+    batch: int, *, dtype: str = "fp16", target: str = "sm_90", own_seeds: bool = False
+) -> Kernel:
     """As a whole step runs it: it reads the network's output, and writes its next input."""
     pointers = {
         "x": "*fp32",
@@ -87,6 +89,7 @@ def update(batch: int, *, dtype: str = "fp16", target: str = "sm_90") -> Kernel:
             "n_image": 1,
             "following_image": 1,
             "CLIP": True,
+            "OWN_SEEDS": own_seeds,
             "IMAGES": tiles.images,
             "BLOCKS": tiles.blocks,
         },
@@ -110,6 +113,7 @@ def noise(target: str = "sm_90") -> Kernel:
         },
         constants={
             **dict.fromkeys(("following", *(f"following_{axis}" for axis in STRIDES))),
+            "OWN_SEEDS": False,
             "IMAGES": tiles.images,
             "BLOCKS": tiles.blocks,
         },
@@ -133,6 +137,7 @@ KERNELS = {
     "store": turn("_store", dtype="bf16"),
     "update of 1": update(1),
     "update of 256": update(256),
+    "update of 256 seeds": update(256, own_seeds=True),
     "noise": noise(),
     **{f"{target} add": move(COPY, WIDE, other=True, target=target) for target in OTHERS},
     **{f"{target} load": turn("_load", target=target) for target in OTHERS},
@@ -172,7 +177,7 @@ def test_turns_are_vectors_on_both_sides(compiled: dict[str, Compiled]) -> None:
     assert store.sass.count("STG.E.128") == store.sass.count("STG.E") == 4
 
 
-@pytest.mark.parametrize("name", ["update of 1", "update of 256", "noise"])
+@pytest.mark.parametrize("name", ["update of 1", "update of 256", "update of 256 seeds", "noise"])
 def test_sampler(name: str, compiled: dict[str, Compiled]) -> None:
     """No float32 multiply-add is fused, the constants are float64, no thread has a stack."""
     made = compiled[name]

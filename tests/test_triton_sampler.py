@@ -54,6 +54,22 @@ def test_noise_is_the_cpus(seed: int, triton_device: Any) -> None:
     assert np.mean(out.cpu().numpy() != wanted) < 1e-4
 
 
+def test_images_with_seeds_of_their_own(triton_device: Any) -> None:
+    shape, seeds = (2, 3, 5), [9, 2**64 - 1, 0, 9, 2**63, 2**32, 7]
+    wanted = normal(seeds, INDICES, 0, shape)
+    out = torch.full(wanted.shape, torch.nan, device=triton_device)
+    _, images = on_device(0, INDICES, triton_device)
+    own = torch.tensor([seed_bits(seed) for seed in seeds], device=triton_device)
+    initial_noise(out, own, images)
+    assert far(out.cpu(), wanted) <= 1
+    row = torch.tensor([[0.0, 0, 0, 0, 0, 1, 0]], device=triton_device)
+    step = torch.zeros(1, dtype=torch.int32, device=triton_device)
+    sampler_update(out, out.clone(), None, row, step, seed=own, images=images, clip=False)
+    assert far(out.cpu(), normal(seeds, INDICES, 1, shape)) <= 1
+    with pytest.raises(ValueError, match=r"seed: expected int64 \[1\] or \[7\]"):
+        initial_noise(out, own[:2], images)
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 5, 7), (3, 2, 3), (2, 28, 28)])
 @pytest.mark.parametrize("batch", [1, 3, 7])
 def test_noise_of_any_shape(batch: int, shape: tuple[int, ...], triton_device: Any) -> None:

@@ -159,8 +159,7 @@ class Sampler:
         ``progress``: a bar on stderr. ``callback(step)`` is given a `Step` after every step of
         every batch, on this thread, and may call this sampler itself. If it returns True, sampling
         ends with `CancelledError`; what it raises goes through. Either way the sampler stays
-        usable. On a GPU a callback, or seeds of one batch that differ, make every step wait for the
-        host.
+        usable. On a GPU a callback makes every step wait for the host.
 
         Raises `ConfigError` for settings out of range, `EngineError` for engines that cannot be
         made here or a network whose output is not finite, and `MissingDependencyError`.
@@ -293,16 +292,16 @@ class Sampler:
         """A batch in one go, on one worker."""
         table, seeds, indices = request.table, request.seeds[images], request.indices[images]
         with self.workers.lend() as worker:
-            if (seeds == seeds[0]).all():
-                engine = worker.device_sampler(len(seeds), table.timesteps)
-                if engine is not None:
-                    return engine.sample(
-                        table.coefficients,
-                        clip=table.clip,
-                        seed=int(seeds[0]),
-                        image_indices=indices,
-                        progress=bar.step,
-                    )
+            engine = worker.device_sampler(len(seeds), table.timesteps)
+            if engine is not None:
+                one = bool((seeds == seeds[0]).all())
+                return engine.sample(
+                    table.coefficients,
+                    clip=table.clip,
+                    seed=int(seeds[0]) if one else seeds,
+                    image_indices=indices,
+                    progress=bar.step,
+                )
             images_made = np.empty(0, np.float32)
             for index, images_made, _ in self._steps(request, images, worker):  # noqa: B007
                 bar.step(index)

@@ -108,11 +108,14 @@ class DeviceSampler(Protocol):
         coefficients: NDArray[Any],
         *,
         clip: bool,
-        seed: int,
+        seed: int | NDArray[Any],
         image_indices: NDArray[Any],
         progress: Callable[[int], object] = ...,
     ) -> Images:
-        """Images ``image_indices`` of ``seed``; ``coefficients`` ``[S, 7]``: a table's columns."""
+        """Images ``image_indices`` ``[batch]`` of ``seed``, one for all or ``[batch]``.
+
+        ``coefficients`` ``[S, 7]``: a table's columns.
+        """
         ...
 
 

@@ -17,8 +17,11 @@ This layout is a contract: every engine that makes noise itself must follow it.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import operator
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -106,6 +109,11 @@ def _seed_words(seed: int | ArrayLike, images: int) -> _Words:
 
 def _words(what: str, values: ArrayLike) -> _Words:
     words = np.asarray(values)
+    if words.ndim == 1 and words.dtype.kind == "f" and isinstance(values, Sequence):
+        # numpy takes integers beyond 63 bits beside smaller ones for floats.
+        with contextlib.suppress(TypeError):
+            listed: Sequence[Any] = values
+            words = np.array([operator.index(value) for value in listed], dtype=np.uint64)
     if words.size == 0 and words.ndim == 1:
         return np.empty(0, dtype=np.uint64)
     if words.ndim != 1 or words.dtype.kind not in "iu" or words.min() < 0:

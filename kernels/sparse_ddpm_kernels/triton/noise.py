@@ -13,7 +13,7 @@ import triton.language as tl
 
 @triton.jit
 def _philox(block, step, low, high, seed):
-    """The four words, uint32, of each block's counter; all arguments but seed are uint64 tensors.
+    """The four words, uint32, of each block's counter; uint64 tensors, of one seed or each its own.
 
     Ten rounds (Salmon et al. 2011); a product of 32-bit words is one instruction.
     """
@@ -73,7 +73,10 @@ def _box_muller(first, second):
 
 @triton.jit
 def normal(seed, images, step, block, IMAGES: tl.constexpr, BLOCKS: tl.constexpr):
-    """float32 [IMAGES, 4 * BLOCKS]: the noise of images [IMAGES] and blocks [BLOCKS]."""
+    """float32 [IMAGES, 4 * BLOCKS]: the noise of images [IMAGES] and blocks [BLOCKS].
+
+    seed: int64, of all images or [IMAGES, 1].
+    """
     zero = tl.zeros([IMAGES, BLOCKS], tl.uint64)
     image = images.to(tl.uint64, bitcast=True)[:, None]
     w0, w1, w2, w3 = _philox(
@@ -81,7 +84,7 @@ def normal(seed, images, step, block, IMAGES: tl.constexpr, BLOCKS: tl.constexpr
         zero + step.to(tl.uint64),
         zero + (image & 0xFFFFFFFF),
         zero + (image >> 32),
-        tl.load(seed).to(tl.uint64, bitcast=True),
+        seed.to(tl.uint64, bitcast=True),
     )
     z0, z1 = _box_muller(w0, w1)
     z2, z3 = _box_muller(w2, w3)

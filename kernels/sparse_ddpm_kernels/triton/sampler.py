@@ -64,9 +64,9 @@ def initial_noise(
 ) -> None:
     """Fill ``out``, float32 ``[N0, C, H, W]`` contiguous, with the noise of step 0.
 
-    ``seed``: int64 ``[1]``, the bits of `seed_bits`; ``images``: int64 ``[N0]``, each image's
-    index; ``following``: as for `sampler_update`. All on one device. Allocates nothing, does not
-    wait. ValueError for arguments that do not fit together.
+    ``seed``: int64 ``[1]``, of all images, or ``[N0]``, one each: the bits of `seed_bits`;
+    ``images``: int64 ``[N0]``, each image's index; ``following``: as for `sampler_update`. All on
+    one device. Allocates nothing, does not wait. ValueError for arguments that do not fit together.
     """
     batch, elements = _check(out, seed, images)
     tiles = tiles or choose_sampler_tiles(batch, elements)
@@ -80,6 +80,7 @@ def initial_noise(
         elements,
         out.shape[2] * out.shape[3],
         out.shape[3],
+        OWN_SEEDS=len(seed) > 1,
         IMAGES=tiles.images,
         BLOCKS=tiles.blocks,
         num_warps=tiles.warps,
@@ -145,6 +146,7 @@ def sampler_update(
         x.shape[2] * x.shape[3],
         x.shape[3],
         CLIP=clip,
+        OWN_SEEDS=len(seed) > 1,
         IMAGES=tiles.images,
         BLOCKS=tiles.blocks,
         num_warps=tiles.warps,
@@ -188,6 +190,16 @@ def _offsets(image, element, pixels, width, image_stride, plane, row, column):
     return image[:, None] * image_stride + at[None, :]
 
 
+@triton.jit
+def _seeds(seed, image, batch, OWN_SEEDS: tl.constexpr):
+    """Of images [I]: one, or [I, 1]."""
+    if OWN_SEEDS:
+        key = tl.load(seed + image, mask=image < batch, other=0)[:, None]
+    else:
+        key = tl.load(seed)
+    return key
+
+
 @triton.jit(do_not_specialize=SIZES)
 def _initial_noise(
     out,
@@ -202,6 +214,7 @@ def _initial_noise(
     elements,
     pixels,
     width,
+    OWN_SEEDS: tl.constexpr,
     IMAGES: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
@@ -210,7 +223,8 @@ def _initial_noise(
     image = tl.program_id(1) * IMAGES + tl.arange(0, IMAGES)
     index = tl.load(images + image, mask=image < batch, other=0)
     mask = (image < batch)[:, None] & (element < elements)[None, :]
-    z = normal(seed, index, tl.zeros([1, 1], tl.int32), block, IMAGES, BLOCKS)
+    key = _seeds(seed, image, batch, OWN_SEEDS)
+    z = normal(key, index, tl.zeros([1, 1], tl.int32), block, IMAGES, BLOCKS)
     tl.store(out + image[:, None] * elements + element[None, :], z, mask=mask)
     if following is not None:
         at = _offsets(
@@ -244,6 +258,7 @@ def _sampler_update(
     pixels,
     width,
     CLIP: tl.constexpr,
+    OWN_SEEDS: tl.constexpr,
     IMAGES: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
@@ -272,7 +287,8 @@ def _sampler_update(
     new = r * x0 + s * state + w * output
     if u != 0.0:
         index = tl.load(images + image, mask=image < batch, other=0)
-        new += u * normal(seed, index, row + 1, block, IMAGES, BLOCKS)
+        key = _seeds(seed, image, batch, OWN_SEEDS)
+        new += u * normal(key, index, row + 1, block, IMAGES, BLOCKS)
     if previous is not None:
         if v != 0.0:
             new += v * tl.load(previous + here, mask=mask, other=0.0)
@@ -297,10 +313,11 @@ def _check(x: torch.Tensor, seed: torch.Tensor, images: torch.Tensor) -> tuple[i
         raise ValueError(f"state: expected [N, C, H, W], got {x.ndim} axes.")
     check_floats("state", x, tuple(x.shape))
     batch = x.shape[0]
-    for name, tensor, size in (("seed", seed, 1), ("images", images, batch)):
-        if tensor.dtype != torch.int64 or tuple(tensor.shape) != (size,):
+    for name, tensor, sizes in (("seed", seed, {1, batch}), ("images", images, {batch})):
+        if tensor.dtype != torch.int64 or tensor.ndim != 1 or len(tensor) not in sizes:
             got = f"{tuple(tensor.shape)} of {tensor.dtype}"
-            raise ValueError(f"{name}: expected int64 [{size}], got {got}.")
+            wanted = " or ".join(f"[{size}]" for size in sorted(sizes))
+            raise ValueError(f"{name}: expected int64 {wanted}, got {got}.")
     if x.numel() > np.iinfo(np.int32).max:
         raise ValueError(f"state: expected at most 2**31 - 1 elements, got {x.numel()}.")
     return batch, math.prod(x.shape[1:])

@@ -191,24 +191,24 @@ class CudaEngine(Engine):
         coefficients: NDArray[Any],
         *,
         clip: bool,
-        seed: int,
+        seed: int | NDArray[Any],
         image_indices: NDArray[Any],
         progress: Callable[[int], object] = lambda step: None,
     ) -> Images:
         """Draw images ``image_indices`` ``[batch]`` of ``seed`` without leaving the device.
 
-        ``coefficients`` ``[S, 7]``: p, q, r, s, w, u, v of a sampler's table, whose timesteps
-        `set_schedule` was given; ``clip``: its own. A step is one CUDA graph, noise, update and
-        counter included. ``progress(step)`` is called as each step is queued. Float32
-        ``[batch, C, H, W]``, in [-1, 1] where ``clip``. Raises `EngineError` for an output of the
-        network that is not finite.
+        ``seed``: one for all images, or ``[batch]``. ``coefficients`` ``[S, 7]``: p, q, r, s, w, u,
+        v of a sampler's table, whose timesteps `set_schedule` was given; ``clip``: its own. A step
+        is one CUDA graph, noise, update and counter included. ``progress(step)`` is called as each
+        step is queued. Float32 ``[batch, C, H, W]``, in [-1, 1] where ``clip``. Raises
+        `EngineError` for an output of the network that is not finite.
         """
         if np.shape(coefficients) != (len(self._table), 7):
             shape = (len(self._table), 7)
             raise EngineError(expected("coefficients", shape, np.shape(coefficients)))
-        if np.shape(image_indices) != (self.batch,):
-            got = np.shape(image_indices)
-            raise EngineError(expected("image_indices", (self.batch,), got))
+        for name, words in (("image_indices", image_indices), ("seed", seed)):
+            if not isinstance(words, int) and np.shape(words) != (self.batch,):
+                raise EngineError(expected(name, (self.batch,), np.shape(words)))
         if self._poison:
             self._launches.poison()
         state = self._state
@@ -217,7 +217,8 @@ class CudaEngine(Engine):
         if state.set_table(np.asarray(coefficients, dtype=np.float32)):
             self._graphs.clear()
         self._launches.step.zero_()  # the first run, before the capture, reads its row
-        run = self._graph(f"sample clip={clip}", lambda: state.step(clip))
+        own = not isinstance(seed, int)
+        run = self._graph(f"sample clip={clip} seeds={own}", lambda: state.step(clip, own))
         state.begin(seed, image_indices)
         for step in range(len(coefficients)):
             run()

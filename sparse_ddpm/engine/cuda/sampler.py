@@ -29,6 +29,7 @@ class SamplerState:
         self.x = torch.zeros((batch, *program.input_shape), device=device)
         self.previous = torch.zeros_like(self.x)
         self.seed = torch.zeros(1, dtype=torch.int64, device=device)
+        self.seeds = torch.zeros(batch, dtype=torch.int64, device=device)
         self.images = torch.zeros(batch, dtype=torch.int64, device=device)
         self.bad_step = torch.zeros(1, dtype=torch.int32, device=device)
         self.table = torch.zeros((1, 7), device=device)
@@ -44,18 +45,22 @@ class SamplerState:
         self.table[: len(table)].copy_(fresh)
         return False
 
-    def begin(self, seed: int, image_indices: NDArray[Any]) -> None:
-        """Initial noise, step 0."""
-        indices = np.asarray(image_indices).astype(np.uint64).view(np.int64)
-        self.images.copy_(torch.from_numpy(indices))
-        self.seed.fill_(seed_bits(seed))
+    def begin(self, seed: int | NDArray[Any], image_indices: NDArray[Any]) -> None:
+        """Initial noise, step 0. ``seed``: of all images, or ``[batch]``."""
+        self.images.copy_(torch.from_numpy(_bits(image_indices)))
+        if isinstance(seed, int):
+            self.seed.fill_(seed_bits(seed))
+        else:
+            self.seeds.copy_(torch.from_numpy(_bits(seed)))
         self.bad_step.fill_(FINE)
         self._launches.step.zero_()
         self._input.zero_()  # the images that fill the batch up
-        initial_noise(self.x, self.seed, self.images, following=self._input.permute(3, 0, 1, 2))
+        following = self._input.permute(3, 0, 1, 2)
+        seeds = self._seeds(not isinstance(seed, int))
+        initial_noise(self.x, seeds, self.images, following=following)
 
-    def step(self, clip: bool) -> None:
-        """The network, the update of the state, the counter."""
+    def step(self, clip: bool, own_seeds: bool) -> None:
+        """The network, the update of the state, the counter; with one seed or each image's own."""
         self._launches.network()
         sampler_update(
             self.x,
@@ -63,13 +68,16 @@ class SamplerState:
             self.previous,
             self.table,
             self._launches.step,
-            seed=self.seed,
+            seed=self._seeds(own_seeds),
             images=self.images,
             clip=clip,
             following=self._input.permute(3, 0, 1, 2),
             bad_step=self.bad_step,
         )
         advance(self._launches.step)
+
+    def _seeds(self, own: bool) -> torch.Tensor:
+        return self.seeds if own else self.seed
 
     def finish(self) -> Images:
         """The images. `EngineError` if the network's output was not finite in some step."""
@@ -79,3 +87,8 @@ class SamplerState:
             raise EngineError(expected(what, "finite values", "NaN or infinity"))
         images: Images = self.x.cpu().numpy().copy()
         return images
+
+
+def _bits(words: NDArray[Any]) -> NDArray[np.int64]:
+    """Words of 64 bits as the int64 that have theirs."""
+    return np.asarray(words).astype(np.uint64).view(np.int64)
