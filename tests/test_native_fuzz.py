@@ -79,19 +79,19 @@ def test_models(fuzz: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[
     options.append(f"-DCMAKE_CXX_COMPILER={cxx}")
     driver = build(tmp_path / "library", ("sparse_ddpm_fuzz",), *options) / "sparse_ddpm_fuzz"
     arguments = ["--what", "models", "--folder", str(tmp_path), "--driver", str(driver), "--json"]
-    status = fuzz.main([*arguments, "--count", "3000"])
+    status = fuzz.main([*arguments, "--count", "2000"])
     output = capsys.readouterr().out
     assert status == 0, output
     counts = json.loads(output)["models"]
-    assert counts["opened: damaged"] > 1_000
+    assert counts["opened: damaged"] > 800
     assert counts["opened: limit"] > 30
-    assert (
-        counts["opened: ok"] == counts["sampled: cancelled"] + counts["sampled: not finite"] > 300
-    )
+    sampled = {key: n for key, n in counts.items() if key.startswith("sampled")}
+    assert set(sampled) == {"sampled: ok", "sampled: cancelled", "sampled: not finite"}
+    assert sum(sampled.values()) == counts["opened: ok"] > 200
     # What the driver cannot survive is told, with the number of the input.
     bad = tmp_path / "bad"
     bad.write_text("#!/bin/sh\necho 'ERROR: AddressSanitizer' >&2\nexit 1\n")
     bad.chmod(0o755)
     arguments[-2] = str(bad)
-    assert fuzz.main([*arguments, "--count", "3001"]) == 1
-    assert "model 2999: exit status 1\nERROR: AddressSanitizer" in capsys.readouterr().out
+    assert fuzz.main([*arguments, "--count", "2001"]) == 1
+    assert "model 1999: exit status 1\nERROR: AddressSanitizer" in capsys.readouterr().out
