@@ -15,7 +15,14 @@ from sparse_ddpm_export import Export, Form
 
 from sparse_ddpm.errors import ConfigError
 from sparse_ddpm.program import Conv
-from sparse_ddpm.ticket import Architecture, Ticket, UNet2DConfig, UNetConfig, synthetic_ticket
+from sparse_ddpm.ticket import (
+    Architecture,
+    DiffusionConfig,
+    Ticket,
+    UNet2DConfig,
+    UNetConfig,
+    synthetic_ticket,
+)
 
 UNET = UNetConfig(8, (1, 2), 2, 4, groups=2, heads=2, dim_head=4)
 UNET2D = UNet2DConfig(
@@ -37,6 +44,7 @@ FAMILIES: dict[str, Architecture] = {
     "later lucidrains": dataclasses.replace(
         UNET, block_norm="rms", attention_norm="rms", attention_values="sum"
     ),
+    "with a memory": dataclasses.replace(UNET, memory=3, full_attention=(1,)),
     "diffusers": UNET2D,
     "diffusers, scale and shift": dataclasses.replace(
         UNET2D, resnet_time_scale_shift="scale_shift", mid_block_scale_factor=1.5
@@ -67,6 +75,9 @@ def test_what_is_taken_out_changes_no_image(pattern: str) -> None:
     assert len(gathers) >= len(copies)
     small = export.content(Form("dense"))
     assert export.check(small, device="numpy") < 1e-5
+    counts = {entry.key: entry.value for entry in export.model().metadata_props}
+    stored = pruned.masks.values()
+    assert int(counts["weights_stored"]) >= sum(int(mask.sum()) for mask in stored)
     assert len(small) < len(export.plain())
     assert Export(pruned, remove=False).program is not None
 
@@ -95,6 +106,14 @@ def test_a_block_that_died_is_gone_from_the_file() -> None:
         == sum(node.op_type == "Conv" for node in onnx.load_from_string(export.plain()).graph.node)
         - 2
     )
+
+
+def test_a_denoiser_of_few_timesteps() -> None:
+    few = synthetic_ticket(UNET, 0.5, diffusion=DiffusionConfig(timesteps=7))
+    export = Export(few)
+    assert export.check(export.content(), device="numpy") < 1e-5
+    with pytest.raises(ConfigError, match="steps: expected an integer from 1 to 7, got 50"):
+        Export(few, "sampler")
 
 
 def test_bad_wishes() -> None:

@@ -10,12 +10,13 @@ from sparse_ddpm.lower import lower
 from sparse_ddpm.lower.dead_channels import remove_dead
 from sparse_ddpm.lower.select import select_channels
 from sparse_ddpm.program import Program
-from sparse_ddpm.sampling import make_table
+from sparse_ddpm.sampling import Table, make_table
 from sparse_ddpm.ticket import Ticket
 from sparse_ddpm.ticket.metadata import ticket_metadata
 from sparse_ddpm_export.check import Check
 from sparse_ddpm_export.denoiser import export_denoiser
 from sparse_ddpm_export.form import OPSET, Form
+from sparse_ddpm_export.model import count_weights
 from sparse_ddpm_export.sampler import Baked, export_sampler, export_step
 
 WHAT = ("denoiser", "sampler", "step")
@@ -52,13 +53,21 @@ class Export:
         self.what = what
         self.whole = lower(ticket)
         self.program = select_channels(remove_dead(self.whole)) if remove else self.whole
-        self.table = make_table(ticket.diffusion, sampler=sampler, steps=steps, eta=eta)
+        self._table: Table | None = None
         self.baked = None if seed is None else Baked(seed, images)
         version = {"sparse_ddpm_version": sparse_ddpm.__version__}
-        self.metadata = version | ticket_metadata(ticket)
+        # Of the ticket: what is taken out, or put in to copy channels, does not count.
+        self.metadata = version | ticket_metadata(ticket) | count_weights(self.whole)
         self._timesteps = ticket.diffusion.timesteps
         if what != "denoiser":
+            self._table = make_table(ticket.diffusion, sampler=sampler, steps=steps, eta=eta)
             self.metadata |= {"sampler": sampler, "eta": str(float(eta or 0.0))}
+
+    @property
+    def table(self) -> Table:
+        """Of a sampler or a step, which alone have one."""
+        assert self._table is not None
+        return self._table
 
     def model(self, form: Form | None = None) -> onnx.ModelProto:
         """The model in ``form``. Raises `ProgramError` where the form cannot hold it."""

@@ -20,19 +20,26 @@ def images(name: str, shape: Shape, *leading: int | str) -> ValueInfoProto:
 
 def describe(program: Program, graph: Graph, what: str) -> dict[str, str]:
     """What the Program itself knows, for the model's metadata."""
-    weights = [op.weight for op in program.operations if isinstance(op, Conv)]
-    weights.append(program.time.film)
     channels, height, width = program.input_shape
     return {
         "what": what,
         "weights": graph.form.weights,
         "dtype": graph.form.dtype,
-        "weights_total": str(sum(math.prod(weight.shape) for weight in weights)),
-        "weights_stored": str(sum(weight.nnz for weight in weights)),
+        **count_weights(program),
         "channels": str(channels),
         "height": str(height),
         "width": str(width),
         "image_range": "-1 1",
+    }
+
+
+def count_weights(program: Program) -> dict[str, str]:
+    """How many weights there were before any was pruned, and how many there are."""
+    convolutions = [op for op in program.operations if isinstance(op, Conv)]
+    film = program.time.film
+    return {
+        "weights_total": str(math.prod(film.shape) + sum(op.places for op in convolutions)),
+        "weights_stored": str(film.nnz + sum(op.weight.nnz for op in convolutions)),
     }
 
 
