@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sparse_ddpm_kernels import Kind
 
 from sparse_ddpm.engine.arena import lanes_for
 from sparse_ddpm.engine.film import Films
@@ -184,8 +185,10 @@ def _tensor(t: Any) -> bytes:
 def _operation(op: Any, block: int, arrays: _Arrays) -> bytes:
     entries, slots = _entries(op.panels, op.panel_ptr), op.panels * op.group
     channels = op.out.channels
+    attention = op.kind in (Kind.ATTENTION, Kind.LINEAR_ATTENTION)
+    memory = 2 * op.heads * op.dim_head * op.groups
     found = (
-        arrays.at(op.a, channels, np.float32),
+        arrays.at(op.a, memory if attention else channels, np.float32),
         arrays.at(op.b, channels, np.float32),
         arrays.at(op.panel_ptr, op.panels + 1, np.int64),
         arrays.at(op.offset, entries, np.int32),

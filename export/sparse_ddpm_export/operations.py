@@ -232,7 +232,18 @@ def _heads(context: Context, operation: Attention | LinearAttention, x: str) -> 
     sizes = graph.integers([operation.heads * operation.dim_head] * 3, f"{out}/sizes")
     parts = graph.nodes_out("Split", [x, sizes], [f"{name}_image" for name in names], axis=1)
     shape = (0, operation.heads, operation.dim_head, -1)
-    return [graph.reshape(part, shape, name) for part, name in zip(parts, names, strict=True)]
+    heads = [graph.reshape(part, shape, name) for part, name in zip(parts, names, strict=True)]
+    if operation.memory is None:
+        return heads
+    # The memory has no batch: a slice of what it is laid beside, times 0, gives it one.
+    bounds = [graph.integers([n], f"at_{n}") for n in (0, 1)]
+    one = graph.node("Slice", heads[0], *bounds, graph.integers([3], "axis_3"), out=f"{out}/one")
+    nothing = graph.node("Mul", one, graph.scalar(0.0, "nothing"), out=f"{out}/nothing")
+    for index, part in ((1, "k"), (2, "v")):
+        kept = graph.constant(operation.memory[index - 1 : index], f"{out}/memory_{part}")
+        wide = graph.node("Add", nothing, kept, out=f"{out}/memory_{part}_wide")
+        heads[index] = graph.node("Concat", wide, heads[index], out=f"{out}/{part}_all", axis=3)
+    return heads
 
 
 def _space_to_depth(context: Context, operation: SpaceToDepth, x: str) -> str:

@@ -201,6 +201,12 @@ def _load(path: Path) -> ctypes.CDLL:
     return library
 
 
+def has_attention_memory() -> bool:
+    """Whether the library, which may be older than this, knows keys beside those of the pixels."""
+    features = getattr(load(), "sdk_features", None)
+    return features is not None and bool(features() & 1)
+
+
 def available_isas() -> tuple[str, ...]:
     """The instruction sets that this machine and this build have, narrowest first."""
     bits = int(load().sdk_isas())

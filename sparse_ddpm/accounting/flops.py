@@ -31,13 +31,15 @@ def operation_flops(operation: Operation, shapes: Mapping[str, Shape]) -> Operat
         case Conv(out=out, weight=weight, places=places):
             pixels = shapes[out][1] * shapes[out][2]
             return OperationFlops(2 * places * pixels, 2 * weight.nnz * pixels)
-        case Attention(qkv=qkv, heads=heads, dim_head=dim_head):
+        case Attention(qkv=qkv, heads=heads, dim_head=dim_head, memory=memory):
             pixels = shapes[qkv][1] * shapes[qkv][2]
-            both = 2 * 2 * heads * dim_head * pixels * pixels
+            keys = pixels + (0 if memory is None else memory.shape[3])
+            both = 2 * 2 * heads * dim_head * pixels * keys
             return OperationFlops(both, both)
-        case LinearAttention(qkv=qkv, heads=heads, dim_head=dim_head):
+        case LinearAttention(qkv=qkv, heads=heads, dim_head=dim_head, memory=memory):
             pixels = shapes[qkv][1] * shapes[qkv][2]
-            both = 2 * 2 * heads * dim_head * dim_head * pixels
+            keys = pixels + (0 if memory is None else memory.shape[3])
+            both = 2 * heads * dim_head * dim_head * (pixels + keys)
             return OperationFlops(both, both)
         case _:
             return OperationFlops()

@@ -173,7 +173,10 @@ def _attention(plan: Plan, operation: Attention | LinearAttention, number: int) 
         places[name].row_stride != width * plan.lanes for name in (operation.qkv, operation.out)
     )
     copied = apart or number != FLOAT32 or (planar and pixels % LINE != 0)
-    held = QUERIES * pixels if isinstance(operation, Attention) else depth * (RUN + depth + 2)
+    more = 0 if operation.memory is None else operation.memory.shape[3]
+    held = (
+        QUERIES * (pixels + more) if isinstance(operation, Attention) else depth * (RUN + depth + 2)
+    )
     return FLOAT32 * LINE * (4 * depth * vectors * copied + held)
 
 

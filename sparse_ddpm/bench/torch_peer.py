@@ -120,10 +120,16 @@ class Network(torch.nn.Module):
 
 
 def _heads(op: Attention | LinearAttention, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k, v: ``[N, heads, pixels, dim_head]`` each, views of channels-last memory."""
+    """q, k, v: ``[N, heads, pixels, dim_head]`` each, views of channels-last memory.
+
+    Keys and values of a memory come before those of the pixels.
+    """
     n, _, height, width = qkv.shape
     pixels = qkv.permute(0, 2, 3, 1).reshape(n, height * width, 3, op.heads, op.dim_head)
     q, k, v = pixels.permute(2, 0, 3, 1, 4).unbind(0)
+    if op.memory is not None:
+        more = torch.from_numpy(op.memory.copy()).to(qkv).mT[:, None].expand(-1, n, -1, -1, -1)
+        k, v = torch.cat([more[0], k], dim=2), torch.cat([more[1], v], dim=2)
     return q, k, v
 
 
@@ -142,7 +148,7 @@ def attention(op: Attention, qkv: Tensor) -> Tensor:
 def linear_attention(op: LinearAttention, qkv: Tensor) -> Tensor:
     """Linear attention; both scales are applied to the small matrix."""
     q, k, v = _heads(op, qkv)
-    scale = 1.0 / (math.sqrt(op.dim_head) * k.shape[2])
+    scale = 1.0 / (math.sqrt(op.dim_head) * q.shape[2])
     context = k.softmax(dim=2).transpose(2, 3) @ v * scale
     return _merge(q.softmax(dim=3) @ context, qkv)
 

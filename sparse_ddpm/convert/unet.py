@@ -8,8 +8,8 @@ to 0.31        halve by a strided convolution: refused
 1.7            the norms around attention divide by the root of the mean square; weights are not
                standardised any more (from 1.7.2), nor is linear attention a mean (from 1.7.4)
 1.8            softmax attention at the innermost level, or at any
-1.9 to 1.11    memory beside the keys and values of attention: refused
-2.0 on         so too, and the norms of blocks divide by the root of the mean square
+1.9 to 1.11    learned memory beside the keys and values of attention, and so heads that are known
+2.0 on         the norms of blocks divide by the root of the mean square, too
 =============  ====================================================================================
 
 The names of tensors tell them apart, but for those below 1.8: there the version has to be known.
@@ -53,6 +53,8 @@ def convert_unet(source: Source, options: Options) -> Ticket:
         name, tensor = found.tensor(parameter.name, f"a tensor {list(parameter.shape)}")
         if parameter.name.endswith(".gain") and tensor.ndim == 4:
             tensor = tensor.flatten()
+        if parameter.name.endswith(".memory") and not _linear(found, parameter.name):
+            tensor = tensor.mT  # there of softmax attention [2, heads, M, dim_head]
         if tuple(tensor.shape) != parameter.shape:
             raise TicketError(expected(name, f"shape {list(parameter.shape)}", list(tensor.shape)))
         weights[parameter.name] = floats(name, tensor).numpy()
@@ -122,7 +124,8 @@ def _architecture(found: _Found, source: Source, options: Options) -> UNetConfig
         raise TicketError(expected("image size", wanted, "none"))
     levels = {name.split(".")[1] for name in found.names if name.startswith("down.")}
     mults = tuple(_mult(found, f"down.{level}.down.weight", dim) for level in range(len(levels)))
-    heads, dim_head = _heads(found, options)
+    memory = _memory(found)
+    heads, dim_head = _heads(found, options, memory)
     return UNetConfig(
         dim=dim,
         dim_mults=mults,
@@ -131,6 +134,7 @@ def _architecture(found: _Found, source: Source, options: Options) -> UNetConfig
         groups=GROUPS if options.groups is None else options.groups,
         heads=heads,
         dim_head=dim_head,
+        memory=memory[2],
         **_variant(found, source, len(mults)),
     )
 
@@ -162,8 +166,30 @@ def _mult(found: _Found, name: str, dim: int) -> int:
     return after // dim
 
 
-def _heads(found: _Found, options: Options) -> tuple[int, int]:
+def _linear(found: _Found, name: str) -> bool:
+    """Whether the attention, one of whose tensors is ``name``, is linear."""
+    return f"{name.rpartition('.')[0]}.out_norm.gain" in found.names
+
+
+def _memory(found: _Found) -> tuple[int, int, int]:
+    """Heads, channels of each and length of the memory of attention; zeros where there is none.
+
+    Whether all are alike their shapes will tell.
+    """
+    if "mid.attn.memory" not in found.names:
+        return 0, 0, 0
+    _, (_, heads, length, dim_head) = found.shape("mid.attn.memory", 4)
+    return heads, dim_head, length
+
+
+def _heads(found: _Found, options: Options, memory: tuple[int, int, int]) -> tuple[int, int]:
     """Heads of attention, and channels of each."""
+    if memory[0] > 0:
+        if options.heads not in (None, memory[0]):
+            raise TicketError(
+                expected("--heads", f"{memory[0]}, as the memory says", options.heads)
+            )
+        return memory[0], memory[1]
     _, (rows, *_) = found.shape("mid.attn.qkv.weight", 4)
     hidden = rows // 3
     heads = HEADS if options.heads is None and hidden == HIDDEN else options.heads
@@ -178,10 +204,6 @@ def _heads(found: _Found, options: Options) -> tuple[int, int]:
 def _variant(found: _Found, source: Source, levels: int) -> dict[str, Any]:
     """What the versions changed, as fields of `UNetConfig`."""
     name, _ = found.tensor("mid.attn.qkv.weight", "a weight")
-    memory = next((theirs for theirs in found.names.values() if theirs.endswith("mem_kv")), None)
-    if memory is not None:
-        wanted = "attention to pixels alone, as before version 1.9"
-        raise TicketError(expected(memory, wanted, "memory beside its keys and values"))
     if ".fn." not in name:
         linear = [f"down.{level}.attn.out_norm.gain" in found.names for level in range(levels)]
         return {

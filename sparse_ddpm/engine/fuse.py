@@ -205,7 +205,7 @@ def _around(
     if project.film is not None:
         return None
     mix = maker(project.x)
-    if not isinstance(mix, LinearAttention):
+    if not isinstance(mix, LinearAttention) or mix.memory is not None:
         return None
     qkv = maker(mix.qkv)
     if not isinstance(qkv, Conv) or qkv.size != 1 or qkv.residual is not None:

@@ -93,6 +93,9 @@ class NativeOps:
                 op.y, op.eps = tensor(operation.residual), operation.eps
                 op.a = address(operation.gain, np.float32)
             case Attention() | LinearAttention():
+                if operation.memory is not None:
+                    op.a = address(operation.memory, np.float32)
+                    op.groups = operation.memory.shape[3]
                 linear = isinstance(operation, LinearAttention)
                 op.kind = Kind.LINEAR_ATTENTION if linear else Kind.ATTENTION
                 op.x = tensor(operation.qkv)

@@ -72,13 +72,13 @@ def evaluate(operation: Operation, values: dict[str, Array], film: Array) -> Arr
             deviation = np.sqrt(x.var(axis=1, keepdims=True) + operation.eps)
             out = (x - x.mean(axis=1, keepdims=True)) / deviation * _per_channel(operation.gain)
         case Attention():
-            q, k, v = _heads(values[operation.qkv], operation)
+            q, k, v, _ = _heads(values[operation.qkv], operation)
             weights = _softmax(np.einsum("nhdi,nhdj->nhij", q, k) / np.sqrt(operation.dim_head), -1)
             return _merge(np.einsum("nhij,nhdj->nhdi", weights, v), values[operation.qkv])
         case LinearAttention():
-            q, k, v = _heads(values[operation.qkv], operation)
+            q, k, v, pixels = _heads(values[operation.qkv], operation)
             q = _softmax(q, 2) / np.sqrt(operation.dim_head)
-            context = np.einsum("nhdm,nhem->nhde", _softmax(k, 3), v / v.shape[-1])
+            context = np.einsum("nhdm,nhem->nhde", _softmax(k, 3), v / pixels)
             return _merge(np.einsum("nhde,nhdi->nhei", context, q), values[operation.qkv])
         case SpaceToDepth():
             x = values[operation.x]
@@ -130,10 +130,19 @@ def _norm_act(x: Array, operation: NormAct, film: Array) -> Array:
         return np.asarray(y / (1.0 + np.exp(-y)) if operation.silu else y)
 
 
-def _heads(qkv: Array, operation: Attention | LinearAttention) -> tuple[Array, Array, Array]:
+def _heads(qkv: Array, operation: Attention | LinearAttention) -> tuple[Array, Array, Array, int]:
+    """q, and k and v with the memory, ``[N, heads, dim_head, pixels]``; the image's pixels."""
     n = len(qkv)
     split = qkv.reshape(n, 3, operation.heads, operation.dim_head, -1)
-    return split[:, 0], split[:, 1], split[:, 2]
+    q, k, v = split[:, 0], split[:, 1], split[:, 2]
+    if operation.memory is not None:
+        shape = (n, *operation.memory.shape[1:])
+        more = operation.memory.astype(np.float64)
+        k, v = (
+            np.concatenate([np.broadcast_to(part, shape), own], axis=3)
+            for part, own in zip(more, (k, v), strict=True)
+        )
+    return q, k, v, q.shape[3]
 
 
 def _merge(heads: Array, qkv: Array) -> Array:

@@ -100,6 +100,8 @@ def _made(op: Operation, constants: dict[str, Constants], program: Program) -> C
             values = constants[x]
             out = (values - values.mean()) / np.sqrt(values.var() + eps) * gain
             return np.where(gain == 0, 0.0, out)
+        case Attention(memory=memory) | LinearAttention(memory=memory) if memory is not None:
+            return _varying(memory[0].size // memory.shape[3])
         case Attention(qkv=qkv):
             return constants[qkv][2 * len(constants[qkv]) // 3 :]
         case LinearAttention(qkv=qkv, dim_head=dim_head):

@@ -154,8 +154,10 @@ def _cut(op: Operation, kept: dict[str, Kept], films: _Films) -> Operation:
                 beta=beta[out],
                 film=films.take(start, np.concatenate([out, out])),
             )
-        case Attention(heads=heads) | LinearAttention(heads=heads):
-            return dataclasses.replace(op, heads=int(out.reshape(heads, -1).any(axis=1).sum()))
+        case Attention(heads=heads, memory=memory) | LinearAttention(heads=heads, memory=memory):
+            live = out.reshape(heads, -1).any(axis=1)
+            memory = None if memory is None else memory[:, live]
+            return dataclasses.replace(op, heads=int(live.sum()), memory=memory)
         case _:
             # A ChannelNorm keeps all or nothing; the rest hold no numbers.
             return op

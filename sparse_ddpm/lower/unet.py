@@ -176,17 +176,20 @@ class _Lowering(Builder):
     def attention(self, name: str, x: str, level: int | None) -> str:
         """Attention of a level, or of the middle, where it is softmax in any case."""
         config = self.config
+        memory = self.ticket.weights.get(f"{name}.memory")
         h = self.norm(f"{name}.norm", x)
         if level is None or level in config.full_attention:
             h = self.conv(f"{name}.qkv", h)
-            h = self.emit(Attention(f"{name}.mix", h, config.heads, config.dim_head))
+            h = self.emit(Attention(f"{name}.mix", h, config.heads, config.dim_head, memory))
             h = self.conv(f"{name}.out", h)
         else:
             pixels = (config.image_size >> level) ** 2
-            h = self.conv(
-                f"{name}.qkv", h, values=pixels if config.attention_values == "sum" else 1
-            )
-            h = self.emit(LinearAttention(f"{name}.mix", h, config.heads, config.dim_head))
+            factor = pixels if config.attention_values == "sum" else 1
+            if memory is not None:
+                memory = memory * np.array([1, factor], np.float32)[:, None, None, None]
+            h = self.conv(f"{name}.qkv", h, values=factor)
+            mix = LinearAttention(f"{name}.mix", h, config.heads, config.dim_head, memory)
+            h = self.emit(mix)
             h = self.norm(f"{name}.out_norm", self.conv(f"{name}.out", h))
         return self.emit(Add(name, h, x))
 

@@ -179,6 +179,17 @@ def _norm(config: UNetConfig, channels: int) -> nn.Module:
     return (RootNorm if config.attention_norm == "rms" else ChannelNorm)(channels)
 
 
+def with_memory(k: Tensor, v: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Keys and values ``[N, heads, dim_head, pixels]`` after those of ``memory``, if there is one.
+
+    ``memory``: ``[2, heads, dim_head, M]``, the same for all images.
+    """
+    if memory is None:
+        return k, v
+    more = memory.to(k.dtype).unsqueeze(1).expand(-1, len(k), -1, -1, -1)
+    return torch.cat([more[0], k], dim=-1), torch.cat([more[1], v], dim=-1)
+
+
 class LinearMix(nn.Module):
     """Linear attention (Shen 2018) on the output of one qkv convolution.
 
@@ -189,9 +200,10 @@ class LinearMix(nn.Module):
         super().__init__()
         self.heads, self.dim_head, self.mean = heads, dim_head, mean
 
-    def forward(self, qkv: Tensor) -> Tensor:
+    def forward(self, qkv: Tensor, memory: Tensor | None = None) -> Tensor:
         n, _, height, width = qkv.shape
         q, k, v = qkv.reshape(n, 3, self.heads, self.dim_head, height * width).unbind(1)
+        k, v = with_memory(k, v, memory)
         q = q.softmax(dim=-2) * self.dim_head**-0.5
         k = k.softmax(dim=-1)
         context = k @ (v / (height * width) if self.mean else v).transpose(-1, -2)
@@ -206,11 +218,12 @@ class SoftmaxMix(nn.Module):
         super().__init__()
         self.heads, self.dim_head = heads, dim_head
 
-    def forward(self, qkv: Tensor) -> Tensor:
+    def forward(self, qkv: Tensor, memory: Tensor | None = None) -> Tensor:
         n, _, height, width = qkv.shape
-        # [3, N, heads, pixels, dim_head]
-        q, k, v = qkv.reshape(n, 3, self.heads, self.dim_head, -1).permute(1, 0, 2, 4, 3)
-        out = F.scaled_dot_product_attention(q, k, v)
+        q, k, v = qkv.reshape(n, 3, self.heads, self.dim_head, -1).unbind(1)
+        k, v = with_memory(k, v, memory)
+        # [N, heads, pixels, dim_head]
+        out = F.scaled_dot_product_attention(q.mT, k.mT, v.mT)
         return out.transpose(-1, -2).reshape(n, -1, height, width)
 
 
@@ -219,6 +232,10 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, config: UNetConfig, channels: int, *, linear: bool) -> None:
         super().__init__()
+        self.memory: nn.Parameter | None = None
+        if config.memory > 0:
+            shape = (2, config.heads, config.dim_head, config.memory)
+            self.memory = nn.Parameter(torch.randn(shape))
         self.norm = _norm(config, channels)
         self.qkv = Conv(channels, 3 * config.hidden, 1, bias=False)
         if linear:
@@ -230,8 +247,8 @@ class AttentionBlock(nn.Module):
         self.out_norm = _norm(config, channels) if linear else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        mixed: Tensor = self.out_norm(self.out(self.mix(self.qkv(self.norm(x)))))
-        return mixed + x
+        mixed = self.mix(self.qkv(self.norm(x)), self.memory)
+        return self.out_norm(self.out(mixed)) + x  # type: ignore[no-any-return]
 
 
 class TimeMLP(nn.Module):

@@ -85,12 +85,15 @@ class Attention:
 
     ``qkv`` has ``3 * heads * dim_head`` channels: q, then k, then v, head by head. For each head
     ``out[d, i] = sum_j softmax_j(q[:, i] . k[:, j] / sqrt(dim_head)) v[d, j]``.
+    ``memory``: ``[2, heads, dim_head, M]`` or None, keys and values of M pixels more, which ask for
+    nothing themselves.
     """
 
     out: str
     qkv: str
     heads: int
     dim_head: int
+    memory: Vector | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,13 +101,15 @@ class LinearAttention:
     """Linear attention (Shen 2018, arXiv 1812.01243) as in the paper's U-Net, per head:
 
     q' = softmax over d of q, times 1/sqrt(dim_head); k' = softmax over pixels of k;
-    ``out[e, n] = sum_d q'[d, n] * sum_m k'[d, m] v[e, m] / (H * W)``.
+    ``out[e, n] = sum_d q'[d, n] * sum_m k'[d, m] v[e, m] / (H * W)``. ``memory``: as in
+    `Attention`; its pixels do not count in H * W.
     """
 
     out: str
     qkv: str
     heads: int
     dim_head: int
+    memory: Vector | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -97,11 +97,14 @@ def _shape(operation: Operation, shapes: Mapping[str, Shape], film_columns: int)
             require(gain.shape == (channels,), "gain", (channels,), gain.shape)
             result = (channels, height, width)
         case (
-            Attention(heads=heads, dim_head=dim_head)
-            | LinearAttention(heads=heads, dim_head=dim_head)
+            Attention(heads=heads, dim_head=dim_head, memory=memory)
+            | LinearAttention(heads=heads, dim_head=dim_head, memory=memory)
         ):
             hidden = heads * dim_head
             require(channels == 3 * hidden, "channels of qkv", 3 * hidden, channels)
+            good = memory is None or (memory.ndim == 4 and memory.shape[:3] == (2, heads, dim_head))
+            found = None if memory is None else memory.shape
+            require(good, "memory", (2, heads, dim_head, "M"), found)
             result = (hidden, height, width)
         case SpaceToDepth():
             require(height % 2 == 0 and width % 2 == 0, "image", "even sides", (height, width))

@@ -52,7 +52,8 @@ class UNetConfig:
     or, each pixel's channels over the root of their mean square, ``rms``; ``attention_norm``,
     around attention: ``layer`` or ``rms``; ``attention_values``: whether linear attention takes
     the ``mean`` of the values over all pixels or their ``sum``; ``full_attention``: the levels,
-    rising, whose attention is softmax and not linear.
+    rising, whose attention is softmax and not linear; ``memory``: keys and values beside those of
+    the pixels, which attention has learned.
     """
 
     dim: int
@@ -67,6 +68,7 @@ class UNetConfig:
     attention_norm: str = "layer"
     attention_values: str = "mean"
     full_attention: tuple[int, ...] = ()
+    memory: int = 0
 
     def __post_init__(self) -> None:
         _check_int("architecture.dim", self.dim, 2, MAX_CHANNELS)
@@ -89,6 +91,7 @@ class UNetConfig:
             ("attention_values", ATTENTION_VALUES),
         ):
             _check_choice(f"architecture.{name}", getattr(self, name), choices)
+        _check_int("architecture.memory", self.memory, 0, 1_024)
         levels = range(len(self.dim_mults))
         full = self.full_attention
         if not isinstance(full, tuple) or sorted(set(full) & set(levels)) != list(full):

@@ -41,6 +41,7 @@ LATER = frozenset(
         "beta_start",
         "block_norm",
         "full_attention",
+        "memory",
     }
 )
 """Fields that version 1 got later: they are written only where they are not the default."""

@@ -92,6 +92,8 @@ def _resnet_block(config: UNetConfig, name: str, cin: int, cout: int) -> Iterato
 
 
 def _attention(config: UNetConfig, name: str, width: int, *, out_norm: bool) -> Iterator[Parameter]:
+    if config.memory > 0:
+        yield Parameter(f"{name}.memory", (2, config.heads, config.dim_head, config.memory))
     yield Parameter(f"{name}.norm.gain", (width,))
     yield from _conv(f"{name}.qkv", width, 3 * config.hidden, 1, bias=False)
     yield from _conv(f"{name}.out", config.hidden, width, 1)

@@ -78,33 +78,39 @@ struct Head {
   int64_t vectors, pixels;
   int64_t depth;  // dim_head
   bool planar;
+  // Keys and values beside those of the pixels, the same for all images: [depth, more] each.
+  const float *more_k, *more_v;
+  int64_t more;
 };
 
 void softmax_head(const Head &head, float *scratch) {
-  const int64_t pixels = head.pixels, step = head.step;
+  const int64_t pixels = head.pixels, keys = pixels + head.more, step = head.step;
   const int64_t next = head.planar ? 1 : step;  // floats between pixels of k and v
   const float scale = 1.0f / __builtin_sqrtf((float)head.depth);
   for (int64_t m = 0; m < head.vectors; m += kBlockA) {
     const int64_t count = head.vectors - m < kBlockA ? head.vectors - m : kBlockA;
     const Operand q = {head.q + m * step, step, head.in}, k = {head.k, next, head.in};
-    const int64_t line = pixels * kVector;
+    const int64_t line = keys * kVector;
     if (head.planar) {
       product<true, false>(q, k, scratch, line, kVector, count, pixels, head.depth);
     } else {
       product<false, false>(q, k, scratch, line, kVector, count, pixels, head.depth);
     }
+    float *more = scratch + pixels * kVector;
+    product<true, false>(q, {head.more_k, 1, head.more}, more, line, kVector, count, head.more,
+                         head.depth);
     for (int64_t i = 0; i < count; ++i) {
       float *s = scratch + i * line;
       Vec most = load(s);
-      for (int64_t j = 1; j < pixels; ++j) most = larger(load(s + j * kVector), most);
+      for (int64_t j = 1; j < keys; ++j) most = larger(load(s + j * kVector), most);
       Vec sum = {};
-      for (int64_t j = 0; j < pixels; ++j) {
+      for (int64_t j = 0; j < keys; ++j) {
         const Vec e = exponential((load(s + j * kVector) - most) * scale);
         store(s + j * kVector, e);
         sum += e;
       }
       const Vec inverse = 1.0f / sum;
-      for (int64_t j = 0; j < pixels; ++j) store(s + j * kVector, load(s + j * kVector) * inverse);
+      for (int64_t j = 0; j < keys; ++j) store(s + j * kVector, load(s + j * kVector) * inverse);
     }
     const Operand weights = {scratch, line, kVector}, v = {head.v, head.in, next};
     float *out = head.out + m * step;
@@ -113,6 +119,8 @@ void softmax_head(const Head &head, float *scratch) {
     } else {
       product<false, false>(weights, v, out, step, head.result, count, head.depth, pixels);
     }
+    product<true, true>({more, line, kVector}, {head.more_v, head.more, 1}, out, step, head.result,
+                        count, head.more > 0 ? head.depth : 0, head.more);
   }
 }
 
@@ -126,6 +134,7 @@ void linear_head(const Head &head, float *scratch) {
     const float *k = head.k + d * head.in;
     Vec m = load(k);
     for (int64_t i = 1; i < head.vectors; ++i) m = larger(load(k + i * step), m);
+    for (int64_t i = 0; i < head.more; ++i) m = larger(splat(head.more_k[d * head.more + i]), m);
     store(most + d * kVector, head.planar ? splat(lane_max(m)) : m);
     store(sum + d * kVector, Vec{});
   }
@@ -145,6 +154,18 @@ void linear_head(const Head &head, float *scratch) {
     product<false, true>({run, kRun * kVector, kVector}, {head.v + m * step, head.in, step},
                          context, depth * kVector, kVector, depth, depth, count);
   }
+  // Planar: sums are of all lanes, so each has its part.
+  const float part = head.planar ? 1.0f / (float)kVector : 1.0f;
+  for (int64_t i = 0; i < head.more; ++i)
+    for (int64_t d = 0; d < depth; ++d) {
+      const Vec key = splat(head.more_k[d * head.more + i]);
+      const Vec e = exponential(key - load(most + d * kVector)) * part;
+      store(sum + d * kVector, load(sum + d * kVector) + e);
+      for (int64_t j = 0; j < depth; ++j) {
+        float *to = context + (d * depth + j) * kVector;
+        store(to, load(to) + e * head.more_v[j * head.more + i]);
+      }
+    }
   const float scale = 1.0f / (__builtin_sqrtf((float)depth) * (float)head.pixels);
   for (int64_t d = 0; d < depth; ++d) {
     const Vec total = load(sum + d * kVector);
@@ -217,7 +238,8 @@ SDK_INLINE int64_t copied_floats(const Operation &op) {
 }
 
 int64_t softmax_scratch(const Operation &op) {
-  return copied_floats(op) + kBlockA * op.is.x.height * op.is.x.width * (int64_t)kVector;
+  const int64_t keys = (int64_t)op.is.x.height * op.is.x.width + op.is.groups;
+  return copied_floats(op) + kBlockA * keys * (int64_t)kVector;
 }
 
 int64_t linear_scratch(const Operation &op) {
@@ -254,6 +276,9 @@ void attention(const Operation &op, int64_t unit, Scratch &scratch) {
   head.depth = depth;
   head.planar = op.step->lanes == 1;
   head.vectors = head_vectors(op);
+  head.more = op.is.groups;
+  head.more_k = op.is.a + first * depth * head.more;
+  head.more_v = head.more_k + hidden * head.more;
   const Real *from = arena_of(op) + x.offset + first * depth * x.channel_stride + slice * kVector;
   Real *to = arena_of(op) + out.offset + first * depth * out.channel_stride + slice * kVector;
   if (in_place(op)) {

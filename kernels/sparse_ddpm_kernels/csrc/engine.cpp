@@ -296,6 +296,9 @@ sdk_engine::sdk_engine(const sdk_program &program)
       }
       op.is.block = block.get();
       op.is.a = memory.keep(op.is.a, op.is.out.channels);
+    } else if (op.is.kind == SDK_ATTENTION || op.is.kind == SDK_LINEAR_ATTENTION) {
+      if (op.is.a == nullptr) op.is.groups = 0;
+      op.is.a = memory.keep(op.is.a, int64_t{2} * op.is.heads * op.is.dim_head * op.is.groups);
     } else {
       op.is.a = memory.keep(op.is.a, op.is.x.channels);
       op.is.b = memory.keep(op.is.b, op.is.x.channels);
@@ -439,6 +442,7 @@ void sdk_engine::run(const float *x, float *out, const float *row, int64_t image
 }
 
 int32_t sdk_abi(void) { return SDK_ABI; }
+int32_t sdk_features(void) { return 1; }
 int64_t sdk_op_size(void) { return sizeof(sdk_op); }
 uint32_t sdk_isas(void) { return supported(); }
 int32_t sdk_dot(void) { return multiplies_pairs(); }

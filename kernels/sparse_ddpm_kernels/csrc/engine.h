@@ -127,6 +127,9 @@ typedef struct {
  * Norms: a (and b) are [C] arrays, or, with film >= 0, a = row[film ...], b = row[film + C ...]
  * of the row that sdk_run is given.
  *
+ * Attention, both kinds: a, [2, heads, dim_head, groups] or null, is keys and values of `groups`
+ * pixels more, the same for all images.
+ *
  * Linear context, merge and apply: the same `block` and x; apply also: out, y, the gain a [channels
  * of out] and the eps of norm2. Out may lie where x does.
  */
@@ -167,6 +170,8 @@ typedef struct {
 typedef struct sdk_engine sdk_engine;
 
 SDK_API int32_t sdk_abi(void);
+/* Bits of what came later: 1, attention with a memory. */
+SDK_API int32_t sdk_features(void);
 SDK_API int64_t sdk_op_size(void);
 /* Bit i is set when sdk_isa i is compiled in and this machine has it. */
 SDK_API uint32_t sdk_isas(void);

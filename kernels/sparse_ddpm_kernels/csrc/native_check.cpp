@@ -146,7 +146,7 @@ class Checker {
         need(n.a == x.channels, "the gain of a norm");
         return;
       case SDK_ATTENTION:
-      case SDK_LINEAR_ATTENTION: return attention(op);
+      case SDK_LINEAR_ATTENTION: return attention(op, n);
       case SDK_SPACE_TO_DEPTH:
         need(twice(x, out) && out.channels == 4 * int64_t{x.channels}, "the shape of an unshuffling");
         return;
@@ -191,21 +191,25 @@ class Checker {
     moments_ = std::max(moments_, floats(x));  // that a convolution leaves, where there are so many
   }
 
-  void attention(const sdk_op &op) {
+  void attention(const sdk_op &op, const OperationCounts &n) {
     const sdk_tensor &x = op.x;
     need(op.heads >= 1 && op.dim_head >= 1 && op.heads <= kMostSide && op.dim_head <= kMostSide,
          "heads");
     const int64_t hidden = int64_t{op.heads} * op.dim_head;
     need(x.channels == 3 * hidden && op.out.channels == hidden && same_image(x, op.out),
          "the shape of an attention");
-    const double vectors = pixels(x) + kLine, dim = op.dim_head, width = kLine;
+    need(op.groups >= 0 && op.groups <= kMostSide && n.a == 2 * hidden * op.groups && n.b == 0,
+         "the memory of an attention");
+    const double more = op.groups, vectors = pixels(x) + kLine, dim = op.dim_head, width = kLine;
     const double copied = 4 * dim * vectors * width;
     if (op.kind == SDK_ATTENTION) {
-      scratch(copied + 4 * vectors * width);
-      plan_.work += 2.0 * op.heads * pixels(x) * vectors * dim * static_cast<double>(lanes_);
+      scratch(copied + 4 * (vectors + more) * width);
+      plan_.work +=
+          2.0 * op.heads * pixels(x) * (vectors + more) * dim * static_cast<double>(lanes_);
     } else {
       scratch(copied + dim * (dim + 10) * width);
-      plan_.work += 2.0 * op.heads * dim * dim * (vectors + width) * static_cast<double>(lanes_);
+      plan_.work +=
+          2.0 * op.heads * dim * dim * (vectors + more + width) * static_cast<double>(lanes_);
     }
   }
 

@@ -317,6 +317,9 @@ def _step(operation: Operation, moments: bool) -> CudaStep:
             return CudaStep((operation,), _norm_name(operation), why, moments=moments)
         case ChannelNorm():
             name, why = "channel norm", "all channels of some pixels at once"
+        case Attention(memory=memory) | LinearAttention(memory=memory) if memory is not None:
+            what = f"{operation.out} on the cuda engine"
+            raise EngineError(expected(what, "attention without memory", "memory"))
         case Attention(dim_head=dim) if dim > MOST_DIM:
             name, why = "attention, torch", f"{dim} channels of a head; our kernel has {MOST_DIM}"
         case Attention():

@@ -39,6 +39,7 @@ def unsupported(config: Architecture) -> str:
         ("block_norm", "group"),
         ("attention_norm", "layer"),
         ("attention_values", "mean"),
+        ("memory", 0),
     ):
         if getattr(config, name) != value:
             return f"{name} {getattr(config, name)}"
