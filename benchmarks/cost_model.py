@@ -23,8 +23,8 @@ import numpy as np
 from sparse_ddpm.bench.machine import machine
 from sparse_ddpm.cli.common import positive, synthetic
 from sparse_ddpm.engine.cpu import CpuEngine
-from sparse_ddpm.engine.panels import ENTRY_COSTS, GROUPS, choose_group
-from sparse_ddpm.engine.plan import make_plan
+from sparse_ddpm.engine.panels import ENTRY_COSTS, GROUPS, choose_group, entry_costs
+from sparse_ddpm.engine.plan import make_plan, weight_bytes
 from sparse_ddpm.errors import SparseDDPMError
 from sparse_ddpm.files import write_atomically
 from sparse_ddpm.lower import lower
@@ -85,7 +85,9 @@ def layers(ticket: str, batch: int, options: argparse.Namespace) -> Iterator[Lay
         name = step.operation.out
         by_group = {group: 1e6 * measured[group][name] for group in GROUPS}
         best = min(by_group, key=lambda group: by_group[group])
-        costs = ENTRY_COSTS[options.dtype][plan.lanes > 1]
+        _, height, width = program.shapes[name]
+        size = weight_bytes(program)
+        costs = entry_costs(options.dtype, plan.lanes, height * width, size)
         yield Layer(
             ticket=ticket,
             batch=batch,

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sparse_ddpm.engine.panels import ENTRY_COSTS, GROUPS, Costs, Panels, choose_group, make_panels
+from sparse_ddpm.engine.panels import (
+    ENTRY_COSTS,
+    GROUPS,
+    Costs,
+    Panels,
+    choose_group,
+    entry_costs,
+    make_panels,
+)
 from sparse_ddpm.engine.plan import make_plan
 from sparse_ddpm.errors import EngineError
 from sparse_ddpm.formats import BSR, CSR, Dense, Matrix
@@ -138,3 +146,22 @@ def test_panels_of_something_else_are_refused() -> None:
     norm = next(step for step in plan.steps if isinstance(step.operation, NormAct))
     with pytest.raises(EngineError, match="expected a Conv"):
         plan.panels(norm)
+
+
+def test_small_images_of_large_networks_pay_for_their_weights_way() -> None:
+    """Entries that come from memory for one vector of pixels cost more, the narrow ones most."""
+    near = entry_costs("float32", 1, 16, 0)
+    far = entry_costs("float32", 1, 16, 1 << 30)
+    assert near == ENTRY_COSTS["float32"][0]
+    ratios = [far[group][0] / near[group][0] for group in GROUPS]
+    assert ratios[1:] == sorted(ratios[1:], reverse=True)
+    assert 1.2 < ratios[-1] < ratios[0] < ratios[1] < 2.0
+    assert entry_costs("float32", 1, 64, 1 << 30) == near
+    assert entry_costs("float32", 16, 16, 1 << 30) == ENTRY_COSTS["float32"][1]
+    half = CSR.from_dense(np.random.default_rng(0).random((64, 576)) * half_mask())
+    assert not choose_group(half, None, near).dense
+    assert choose_group(half, None, far).dense
+
+
+def half_mask() -> np.ndarray:
+    return np.random.default_rng(1).random((64, 576)) < 0.5

@@ -10,8 +10,8 @@ from sparse_ddpm.accounting.flops import OperationFlops, operation_flops
 from sparse_ddpm.accounting.memory import block_bytes, step_bytes
 from sparse_ddpm.accounting.planned import PlannedBytes, planned_bytes
 from sparse_ddpm.engine.base import AnyPlan, AnyStep
-from sparse_ddpm.engine.panels import ENTRY_COSTS, FLOAT32_COSTS, break_even
-from sparse_ddpm.engine.plan import DTYPES, Plan, Step
+from sparse_ddpm.engine.panels import FLOAT32_COSTS, break_even, entry_costs
+from sparse_ddpm.engine.plan import DTYPES, Plan, Step, weight_bytes
 from sparse_ddpm.formats import BSR, Matrix
 from sparse_ddpm.program import Conv, Operation
 from sparse_ddpm.program.program import Shape
@@ -148,7 +148,10 @@ def _break_even(plan: AnyPlan, step: AnyStep) -> float | None:
 
         return break_even_on_gpu(plan, step)
     weight = convs[0].weight
-    costs = FLOAT32_COSTS if step.block is not None else ENTRY_COSTS[plan.dtype][plan.lanes > 1]
+    costs = FLOAT32_COSTS
+    if step.block is None:
+        _, height, width = plan.program.shapes[convs[0].out]
+        costs = entry_costs(plan.dtype, plan.lanes, height * width, weight_bytes(plan.program))
     even = break_even(*weight.shape, costs, unit_rows(weight))
     return min(1.0, even * weight.shape[0] * weight.shape[1] / max(convs[0].places, 1))
 

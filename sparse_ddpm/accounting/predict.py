@@ -19,8 +19,8 @@ from sparse_ddpm.accounting.tiling import tile
 from sparse_ddpm.engine.arena import LINE
 from sparse_ddpm.engine.base import AnyPlan
 from sparse_ddpm.engine.fuse import LinearBlock
-from sparse_ddpm.engine.panels import ENTRY_COSTS, FLOAT32_COSTS
-from sparse_ddpm.engine.plan import DTYPES, Plan, Step
+from sparse_ddpm.engine.panels import FLOAT32_COSTS, entry_costs
+from sparse_ddpm.engine.plan import DTYPES, Plan, Step, weight_bytes
 from sparse_ddpm.program import Attention, ChannelNorm, Concat, Conv, LinearAttention, NormAct
 from sparse_ddpm.program.program import Shape
 
@@ -140,7 +140,7 @@ def predict(plan: AnyPlan, ceilings: Ceilings) -> dict[str, float]:
     second = threads * VECTOR_FLOPS / ceilings.flops_per_s
     passes = -(-plan.batch // plan.lanes)
     program, costs = plan.program, COSTS[plan.lanes > 1]
-    memory = _Memory.of(plan, ceilings)
+    memory, weights = _Memory.of(plan, ceilings), weight_bytes(program)
     found: dict[str, float] = {}
 
     def add(name: str, shape: Shape, work: float, units: float, more: float = 0.0) -> None:
@@ -154,7 +154,7 @@ def predict(plan: AnyPlan, ceilings: Ceilings) -> dict[str, float]:
     add(program.input, first, costs.image * _vectors(first, plan), first[0])
     before: Step | None = None
     for step in plan.steps:
-        work, units = _work(plan, step, before, costs)
+        work, units = _work(plan, step, before, costs, weights)
         shape = program.shapes[step.operation.out]
         add(step.operation.out, shape, work, units, memory.seconds(plan, step) if work else 0.0)
         before = step
@@ -194,9 +194,15 @@ class _Memory:
             else block_bytes(step.block, shapes, number)
         )
         moved = SPILL * self.spilled * plan.lanes * (size.read + size.written)
-        if 0 < step.group <= NARROW:
+        # Of the smallest images the entries' costs have it.
+        if 0 < step.group <= NARROW and _pixels(plan, step) * plan.lanes > LINE:
             moved += self.streamed * STREAM * _weight_bytes(step) / self.threads
         return moved / self.bytes_per_s
+
+
+def _pixels(plan: Plan, step: Step) -> int:
+    _, height, width = plan.program.shapes[step.operation.out]
+    return height * width
 
 
 def _weight_bytes(step: Step) -> int:
@@ -208,7 +214,9 @@ def _vectors(shape: Shape, plan: Plan) -> float:
     return shape[0] * shape[1] * shape[2] * plan.lanes / LINE
 
 
-def _work(plan: Plan, step: Step, before: Step | None, costs: Costs) -> tuple[float, float]:
+def _work(
+    plan: Plan, step: Step, before: Step | None, costs: Costs, weights: int
+) -> tuple[float, float]:
     """Vector multiply-adds of one pass, and how many threads can share them."""
     operation = step.operation
     shape = plan.program.shapes[operation.out]
@@ -217,7 +225,7 @@ def _work(plan: Plan, step: Step, before: Step | None, costs: Costs) -> tuple[fl
         return _block(step.block, plan, shape, costs), float(step.block.chunks)
     match operation:
         case Conv():
-            return _conv(plan, step, operation, costs), 1e9
+            return _conv(plan, step, operation, costs, weights), 1e9
         case NormAct(groups=groups):
             again = before is None or not takes_moments(plan, before, step)
             each = costs.norm + costs.norm_again * again
@@ -237,11 +245,11 @@ def _work(plan: Plan, step: Step, before: Step | None, costs: Costs) -> tuple[fl
             return costs.moved * vectors + costs.moved_channel * channels, float(channels)
 
 
-def _conv(plan: Plan, step: Step, operation: Conv, costs: Costs) -> float:
+def _conv(plan: Plan, step: Step, operation: Conv, costs: Costs, weights: int) -> float:
     tiling = tile(plan, step)
     rows, group = operation.weight.shape[0], step.group
     panels = -(-rows // group)
-    entry, start = ENTRY_COSTS[plan.dtype][plan.lanes > 1][group]
+    entry, start = entry_costs(plan.dtype, plan.lanes, _pixels(plan, step), weights)[group]
     panel_work = (step.entries * entry + panels * group * start) * tiling.vectors
     stored = costs.stored + costs.residual * (operation.residual is not None)
     return (

@@ -17,6 +17,9 @@ from sparse_ddpm.formats import Matrix
 
 GROUPS = (1, 2, 4, 8, 16)
 
+VECTOR = 16
+"""Floats of a vector of pixels."""
+
 Costs = Mapping[int, tuple[float, float]]
 """By G: time of one panel entry over one vector of pixels, in multiply-adds of a vector, and time
 to start and to store one channel of a panel.
@@ -48,6 +51,13 @@ ENTRY_COSTS: Mapping[str, tuple[Costs, Costs]] = MappingProxyType(
 )
 """By precision: with one image in a pass, and with a vector of them. On one core with AVX-512;
 float32 fitted to whole steps (benchmarks/cost_model.py), the others measured alone."""
+
+STREAMED = MappingProxyType(dict(zip(GROUPS, (1.85, 2.5, 2.8, 4.1, 4.7), strict=True)))
+"""By G: what an entry costs more that comes from beyond the caches and is used for one vector of
+pixels, as in the smallest images of one image a pass: there nothing hides its way."""
+
+NEAR_BYTES = 5 << 20
+"""Of all weights of a step; with as many, half of them come from beyond the nearest caches."""
 
 FEW = 0.01
 """Share of the columns that dense panels may lack."""
@@ -159,6 +169,20 @@ def choose_group(
     density = weight.nnz / max(rows * columns, 1)
     reason = f"{density:.1%} stored; {why}{times}"
     return GroupChoice(group, entries[group], reason, dense, relative)
+
+
+def entry_costs(dtype: str, lanes: int, pixels: int, weight_bytes: int) -> Costs:
+    """Of a weight whose image has ``pixels`` pixels, in a pass of ``lanes`` images.
+
+    ``weight_bytes``: of all weights that a step reads.
+    """
+    costs = ENTRY_COSTS[dtype][lanes > 1]
+    if pixels * lanes > VECTOR:
+        return costs
+    far = weight_bytes / (weight_bytes + NEAR_BYTES)
+    return MappingProxyType(
+        {group: (cost + far * STREAMED[group], start) for group, (cost, start) in costs.items()}
+    )
 
 
 def break_even(rows: int, columns: int, entry_costs: Costs = FLOAT32_COSTS, unit: int = 1) -> float:

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from sparse_ddpm.engine.arena import LINE, Arena, Placement, lanes_for, plan_arena
 from sparse_ddpm.engine.fuse import LinearBlock, fuse
 from sparse_ddpm.engine.panels import (
-    ENTRY_COSTS,
     GROUPS,
     GroupChoice,
     Panels,
     choose_group,
+    entry_costs,
     make_panels,
 )
 from sparse_ddpm.errors import EngineError, expected
@@ -169,8 +169,12 @@ def make_plan(
     blocks, reasons = ({}, {}) if keep_all else fuse(program, lanes, group)
     inside = {name for block in blocks.values() for name in block.inside}
     convs = [op for op in program.operations if isinstance(op, Conv) and op.out not in inside]
-    costs = ENTRY_COSTS[dtype][lanes > 1]
-    groups = {op.out: choose_group(op.weight, group, costs) for op in convs}
+    size = weight_bytes(program)
+    groups = {}
+    for conv in convs:
+        _, height, width = program.shapes[conv.out]
+        costs = entry_costs(dtype, lanes, height * width, size)
+        groups[conv.out] = choose_group(conv.weight, group, costs)
     copied = {
         op.out: copies
         for op in convs
@@ -191,6 +195,11 @@ def make_plan(
         else:
             steps.append(_step(op, arena, reasons))
     return Plan(program, batch, dtype, lanes, arena, tuple(steps))
+
+
+def weight_bytes(program: Program) -> int:
+    """Of the weights of all convolutions, in the Program's formats."""
+    return sum(op.weight.nbytes for op in program.operations if isinstance(op, Conv))
 
 
 def _block_step(block: LinearBlock, program: Program) -> Step:
