@@ -151,3 +151,18 @@ def test_flops_count_the_memory() -> None:
     assert operation_flops(mix, shapes).dense == 2 * 2 * 2 * 4 * 16 * 21
     linear = LinearAttention("mix", "x", 2, 4, memory(2, 4, 5))
     assert operation_flops(linear, shapes).dense == 2 * 2 * 16 * (21 + 16)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_onnx(kind: type[Attention | LinearAttention], batch: int) -> None:
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    from sparse_ddpm_export import export_denoiser
+
+    made = program(kind, 2, 4, 5, (2, 3))
+    content = export_denoiser(made).SerializeToString()
+    session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    x = images(made, batch)
+    (got,) = session.run(None, {"x": x, "t": np.zeros(batch, np.float32)})
+    np.testing.assert_allclose(got, run(made, x, "numpy"), rtol=1e-5, atol=1e-5)
