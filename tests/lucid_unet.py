@@ -159,10 +159,13 @@ class LucidUNet:
         return self.attention_norm(f"{name}.to_out.1", y)
 
     def prune(self, sparsity: float, seed: int = 1) -> None:
-        """Zeros in every tensor of more than one axis but gains, as the fork's pruning leaves."""
+        """Zeros in every tensor of more than one axis but gains, as the fork's pruning leaves.
+
+        Not in the last convolution: so small a network would fall silent.
+        """
         random = torch.Generator().manual_seed(seed)
         for name, tensor in self.state.items():
-            if tensor.ndim in (2, 4) and name.endswith(".weight"):
+            if name.endswith(".weight") and tensor.ndim > 1 and name != "final_conv.weight":
                 tensor *= torch.rand(tensor.shape, generator=random) >= sparsity
 
 

@@ -58,6 +58,7 @@ def difference(ticket: Ticket, network: LucidUNet, device: str = "cpu", batch: i
     got = engine.run(x, 0)
     engine.close()
     wanted = network(torch.from_numpy(x), float(T)).numpy()
+    assert wanted.std(axis=(0, 2, 3)).min() > 1e-3, "a network that says nothing"
     return float(np.abs(got - wanted).max() / np.abs(wanted).max())
 
 
