@@ -68,6 +68,7 @@ class Weight(ctypes.Structure):
         ("group", ctypes.c_int32),
         ("rows", ctypes.c_int32),
         ("panels", ctypes.c_int64),
+        ("chunks", ctypes.c_int64),
         ("panel_ptr", ctypes.c_void_p),
         ("offset", ctypes.c_void_p),
         ("value", ctypes.c_int64),

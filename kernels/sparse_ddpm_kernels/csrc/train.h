@@ -71,12 +71,14 @@ typedef struct {
 
 /* Panels of `group` neighbouring output channels (1, 4 or 8) that share their columns. Entry k of
  * panel p adds values[value + k * group + g] * x[offset[k] + pixel] to channel p * group + g;
- * channels from `rows` on do not exist. */
+ * channels from `rows` on do not exist. The columns may be cut into chunks whose pixels fit the
+ * nearest cache: segment c * panels + p holds the entries of panel p in chunk c. More than one chunk
+ * only with a group of 1. */
 typedef struct {
   int32_t group, rows;
-  int64_t panels;
-  const int64_t *panel_ptr; /* [panels + 1] */
-  const int32_t *offset;    /* [panel_ptr[panels]] */
+  int64_t panels, chunks;
+  const int64_t *panel_ptr; /* [chunks * panels + 1] */
+  const int32_t *offset;    /* [panel_ptr[chunks * panels]] */
   int64_t value;            /* of its first value among the job's values, and gradients */
   int64_t bias;             /* of its bias [rows] there; -1: none */
 } sdt_weight;

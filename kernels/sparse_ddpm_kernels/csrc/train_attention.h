@@ -43,13 +43,16 @@ SDK_INLINE void put(const Work &work, const sdt_tensor &t, float *scratch, int64
   });
 }
 
+// e^x for x <= 0; as good as 0 below -87.
+SDK_INLINE Vec decay(Vec x) { return power_of_two(larger(x * kLog2E, splat(-126.0f))); }
+
 // x[d] := scale * softmax over d of `count` vectors side by side, channels `stride` apart.
 void softmax_channels(float *x, int64_t channels, int64_t stride, int64_t count, float scale) {
   for (int64_t i = 0; i < count * kVector; i += kVector) {
     Vec most = load(x + i), sum = {};
     for (int64_t d = 1; d < channels; ++d) most = larger(most, load(x + d * stride + i));
     for (int64_t d = 0; d < channels; ++d) {
-      const Vec e = exponential(load(x + d * stride + i) - most);
+      const Vec e = decay(load(x + d * stride + i) - most);
       store(x + d * stride + i, e);
       sum += e;
     }
@@ -126,11 +129,11 @@ SDK_INLINE void take_keys(const Linear &is, const Head &head, float *k, int64_t 
       Vec now = before, sum = {};
       for (int64_t i = 0; i < count; ++i) now = larger(now, load(row + i * is.lanes));
       for (int64_t i = 0; i < count; ++i) {
-        const Vec e = exponential(load(row + i * is.lanes) - now);
+        const Vec e = decay(load(row + i * is.lanes) - now);
         store(row + i * is.lanes, e);
         sum += e;
       }
-      const Vec factor = exponential(before - now);
+      const Vec factor = decay(before - now);
       store(most, now);
       store(total, load(total) * factor + sum);
       if (lane_max(now - before) > 0.0f)
@@ -294,7 +297,7 @@ void linear_back(const Work &work, const sdt_op &op) {
           const Vec factor = 1.0f / load(total + d * is.lanes + l);
           float *row = keys + d * is.stride + l;
           for (int64_t i = 0; i < count * is.lanes; i += is.lanes)
-            store(row + i, exponential(load(row + i) - top) * factor);
+            store(row + i, decay(load(row + i) - top) * factor);
         }
       multiply_lanes<Sums::kStore>(is.lanes, {back.context, is.lanes, back.row},
                                    {keys, is.lanes, is.stride}, dv + head.begin * is.stride,

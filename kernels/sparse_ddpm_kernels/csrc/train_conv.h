@@ -42,7 +42,10 @@ struct Tile {
   float *y;  // read where gradients are taken
   int64_t y_channel, y_row;
   bool accumulate;
+  int64_t chunk;
 };
+
+SDK_INLINE int64_t entries_of(const sdt_weight &w) { return w.panel_ptr[w.chunks * w.panels]; }
 using TileFunction = void (*)(const Tile &);
 
 template <int G, int Rows, int Vectors>
@@ -51,18 +54,20 @@ void product_tile(const Tile &t) {
   const int64_t x_row = t.x_row;
   for (int64_t panel = 0; panel < w.panels; ++panel) {
     const int64_t first = panel * G, kept = w.rows - first < G ? w.rows - first : G;
+    const int64_t *segment = w.panel_ptr + t.chunk * w.panels + panel;
+    if (t.chunk > 0 && segment[0] == segment[1]) continue;
     float *y = t.y + first * t.y_channel;
     Vec sum[G][Rows][Vectors];
 #pragma GCC unroll 16
     for (int g = 0; g < G; ++g) {
-      const Vec start = splat(t.bias != nullptr && g < kept ? t.bias[first + g] : 0.0f);
+      const bool biased = t.bias != nullptr && t.chunk == 0 && g < kept;
+      const Vec start = splat(biased ? t.bias[first + g] : 0.0f);
 #pragma GCC unroll 16
       for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 16
         for (int v = 0; v < Vectors; ++v) sum[g][r][v] = start;
     }
-    const int64_t end = w.panel_ptr[panel + 1];
-    for (int64_t k = w.panel_ptr[panel]; k < end; ++k) {
+    for (int64_t k = segment[0]; k < segment[1]; ++k) {
       const float *x = t.x + w.offset[k], *value = t.value + k * G;
       if constexpr (G == 1) {
         const Vec weight = splat(*value);
@@ -95,7 +100,7 @@ void product_tile(const Tile &t) {
 #pragma GCC unroll 16
         for (int v = 0; v < Vectors; ++v) {
           float *to = y + g * t.y_channel + r * t.y_row + v * kVector;
-          store(to, t.accumulate ? load(to) + sum[g][r][v] : sum[g][r][v]);
+          store(to, t.accumulate || t.chunk > 0 ? load(to) + sum[g][r][v] : sum[g][r][v]);
         }
     }
   }
@@ -108,9 +113,11 @@ void gradient_tile(const Tile &t) {
   static_assert(G == 1, "wider panels take another way");
   const sdt_weight &w = *t.w;
   const int64_t x_row = t.x_row;
-  float *sums = const_cast<float *>(t.value), *bias = const_cast<float *>(t.bias);
+  float *sums = const_cast<float *>(t.value);
+  float *bias = t.chunk == 0 ? const_cast<float *>(t.bias) : nullptr;
+  const int64_t *segment = w.panel_ptr + t.chunk * w.panels;
   for (int64_t row = 0; row < w.panels; ++row) {
-    const int64_t first = w.panel_ptr[row], end = w.panel_ptr[row + 1];
+    const int64_t first = segment[row], end = segment[row + 1];
     if (first == end && bias == nullptr) continue;
     Vec y[Rows][Vectors], total = {};
 #pragma GCC unroll 16
@@ -181,7 +188,8 @@ void walk_tiles(Tile t, int64_t height, int64_t vectors) {
       const int64_t columns = power_below(kLimit, vectors - v);
       t.x = x + h * t.x_row + v * kVector;
       t.y = y + h * t.y_row + v * kVector;
-      pick_tile<Gradient, G, kLimit, 1, kLimit>(rows, columns)(t);
+      const TileFunction run = pick_tile<Gradient, G, kLimit, 1, kLimit>(rows, columns);
+      for (t.chunk = 0; t.chunk < t.w->chunks; ++t.chunk) run(t);
       v += columns;
     }
     h += rows;
@@ -192,7 +200,7 @@ void walk_tiles(Tile t, int64_t height, int64_t vectors) {
 void product(const sdt_weight &w, const float *values, const Image &x, const Image &out,
              bool accumulate) {
   Tile t = {&w, values + w.value, w.bias < 0 ? nullptr : values + w.bias,
-            x.p, x.row, out.p, out.channel, out.row, accumulate};
+            x.p, x.row, out.p, out.channel, out.row, accumulate, 0};
   if (w.group == 8) return walk_tiles<false, 8>(t, out.height, out.vectors);
   if (w.group == 4) return walk_tiles<false, 4>(t, out.height, out.vectors);
   walk_tiles<false, 1>(t, out.height, out.vectors);
@@ -267,7 +275,7 @@ void walk_panels(Tile t, int64_t height, int64_t vectors) {
 
 // Floats of the sums of a weight's gradients: by value and, last, by channel.
 SDK_INLINE int64_t gradient_floats(const sdt_weight &w) {
-  return (w.panel_ptr[w.panels] * w.group + (w.bias < 0 ? 0 : w.rows)) * kVector;
+  return (entries_of(w) * w.group + (w.bias < 0 ? 0 : w.rows)) * kVector;
 }
 
 SDK_INLINE void clear(float *p, int64_t floats) {
@@ -276,9 +284,9 @@ SDK_INLINE void clear(float *p, int64_t floats) {
 
 // Adds to the sums of the gradients of w, for out = w x and dy the gradient of out.
 void add_gradient(const sdt_weight &w, float *sums, const Image &x, const Image &dy) {
-  const int64_t values = w.panel_ptr[w.panels] * w.group;
+  const int64_t values = entries_of(w) * w.group;
   Tile t = {&w, sums, w.bias < 0 ? nullptr : sums + values * kVector,
-            x.p, x.row, dy.p, dy.channel, dy.row, false};
+            x.p, x.row, dy.p, dy.channel, dy.row, false, 0};
   if (w.group == 8) return walk_panels<8>(t, dy.height, dy.vectors);
   if (w.group == 4) return walk_panels<4>(t, dy.height, dy.vectors);
   walk_tiles<true, 1>(t, dy.height, dy.vectors);
@@ -294,7 +302,7 @@ SDK_INLINE void sum_lanes(const float *from, int64_t count, float *to) {
 }
 
 void finish_gradient(const sdt_weight &w, const float *sums, float *gradients) {
-  const int64_t values = w.panel_ptr[w.panels] * w.group;
+  const int64_t values = entries_of(w) * w.group;
   sum_lanes(sums, values, gradients + w.value);
   if (w.bias >= 0) sum_lanes(sums + values * kVector, w.rows, gradients + w.bias);
 }

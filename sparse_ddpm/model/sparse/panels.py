@@ -9,40 +9,60 @@ from numpy.typing import NDArray
 
 ENTRY_COSTS = {1: 1.95, 4: 1.28, 8: 1.23}
 """Time of an entry of a panel of so many channels, in multiply-adds of one vector a channel."""
+ENTRIES_OF_A_CHUNK = 7
+"""Of a row; with fewer, to go through the rows for each chunk costs more than it saves."""
 
 
 @dataclass(frozen=True, slots=True)
 class Panels:
-    """Rows of a matrix, ``group`` at a time, over the union of their columns.
+    """Rows of a matrix, ``group`` at a time, over the union of their columns, chunk by chunk.
 
-    ``ptr`` int64 ``[panels + 1]``, ``column`` int32 ``[entries]``, ``index`` int32 ``[entries,
-    group]``: where the weight stands in the dense one, -1 where there is none.
+    ``ptr`` int64 ``[chunks * panels + 1]``, ``column`` int32 ``[entries]``, ``index`` int32
+    ``[entries, group]``: where the weight stands in the dense one, -1 where there is none.
     """
 
     group: int
     rows: int
+    chunks: int
     ptr: NDArray[np.int64]
     column: NDArray[np.int32]
     index: NDArray[np.int32]
 
 
-def make_panels(mask: NDArray[np.bool_], index: NDArray[np.int32]) -> Panels:
-    """Panels of the least estimated time for a mask ``[rows, columns]``; ``index`` as it."""
-    rows = len(mask)
+def make_panels(
+    mask: NDArray[np.bool_], index: NDArray[np.int32], near: int | None = None
+) -> Panels:
+    """Panels of the least estimated time for a mask ``[rows, columns]``; ``index`` as it.
+
+    ``near``: how many columns the nearest cache holds the pixels of. Rows of single channels are
+    cut into chunks of so many if enough entries are left in each.
+    """
+    rows, columns = mask.shape
     best, least = 1, float("inf")
     for group, cost in ENTRY_COSTS.items():
         time = np.count_nonzero(_union(mask, group)) * group * cost
         if time < least:
             best, least = group, time
     union = _union(mask, best)
-    ptr = np.zeros(len(union) + 1, np.int64)
-    np.cumsum(union.sum(1), out=ptr[1:])
-    panel, column = np.nonzero(union)
+    panels = len(union)
+    width, chunks = max(columns, 1), 1
+    if near is not None and best == 1:
+        count = -(-columns // near)
+        if np.count_nonzero(union) >= ENTRIES_OF_A_CHUNK * panels * count:
+            width, chunks = near, count
+    padded = np.zeros((panels, chunks * width), bool)
+    padded[:, :columns] = union
+    segments = padded.reshape(panels, chunks, width).swapaxes(0, 1).reshape(-1, width)
+    ptr = np.zeros(len(segments) + 1, np.int64)
+    np.cumsum(segments.sum(1), out=ptr[1:])
+    segment, inner = np.nonzero(segments)
+    chunk, panel = np.divmod(segment, max(panels, 1))
+    column = chunk * width + inner
     where = panel[:, None] * best + np.arange(best)
     inside = np.minimum(where, rows - 1)
     kept = (where < rows) & mask[inside, column[:, None]]
     entries = np.where(kept, index[inside, column[:, None]], -1).astype(np.int32)
-    return Panels(best, rows, ptr, column.astype(np.int32), entries)
+    return Panels(best, rows, chunks, ptr, column.astype(np.int32), entries)
 
 
 def _union(mask: NDArray[np.bool_], group: int) -> NDArray[np.bool_]:

@@ -13,6 +13,10 @@ from sparse_ddpm.model.layers import STANDARDIZATION_EPS, Conv, Masked
 from sparse_ddpm.model.sparse.memory import Geometry
 from sparse_ddpm.model.sparse.panels import Panels, make_panels
 
+TILE, NEAR_LINES = 16, 330
+"""Pixels of a tile of outputs, and how many of inputs a L1 cache holds beside them; as with 16
+lanes, so that weights are laid out the same for any."""
+
 
 class Weights:
     """Values: a zero, those of all parameters, then those that turned weights read, once more.
@@ -60,7 +64,7 @@ class Weights:
         index = np.arange(weight.numel(), dtype=np.int32).reshape(weight.shape)[chosen]
         mask = survivors(module)[chosen]
         flat = (len(outputs), len(inputs) * taps)
-        panels = make_panels(mask.reshape(flat), index.reshape(flat))
+        panels = make_panels(mask.reshape(flat), index.reshape(flat), _near(size, here))
         value = self._add(weight, panels.index, panels.index.size, len(weight), module)
         bias = -1
         if rows is None and module.bias is not None:
@@ -74,7 +78,9 @@ class Weights:
         across = (1, 0, 2, 3)
         flat = (len(inputs), len(outputs) * taps)
         back = make_panels(
-            mask.transpose(across).reshape(flat), index.transpose(across).reshape(flat)
+            mask.transpose(across).reshape(flat),
+            index.transpose(across).reshape(flat),
+            _near(size, there),
         )
         turned = self._native(back, _offsets(back.column, size, there, -1), 0, -1)
         order = np.where(back.index >= 0, place[np.maximum(back.index, 0)], 0).ravel()
@@ -91,7 +97,14 @@ class Weights:
     ) -> native.Weight:
         ptr, places = self.keep(panels.ptr), self.keep(offsets)
         return native.Weight(
-            panels.group, panels.rows, len(panels.ptr) - 1, ptr, places, value, bias
+            panels.group,
+            panels.rows,
+            (len(panels.ptr) - 1) // panels.chunks,
+            panels.chunks,
+            ptr,
+            places,
+            value,
+            bias,
         )
 
     def _add(
@@ -152,6 +165,16 @@ def survivors(module: Masked) -> NDArray[np.bool_]:
         return np.ones(module.weight.shape, bool)
     mask: NDArray[np.bool_] = module.mask.detach().cpu().numpy() != 0
     return mask
+
+
+def _near(size: int, lies: Geometry | int) -> int | None:
+    """Columns of a weight whose pixels, for one tile of outputs, fit two thirds of a L1 cache."""
+    if isinstance(lies, int) or size == 1:
+        return None
+    width = min(lies.width, TILE)
+    lines = (TILE // width + size - 1) * (width + size - 1)
+    channels = max(1, NEAR_LINES // lines)
+    return channels * size * size
 
 
 def _offsets(
