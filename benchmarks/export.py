@@ -12,9 +12,9 @@ JSON file stay as they are. Exit status 0: all claims of the parts that ran hold
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gzip
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -37,6 +37,7 @@ from sparse_ddpm.engine import make_engine
 from sparse_ddpm.files import write_atomically
 from sparse_ddpm.sampling import make_table, normal, sample_loop
 from sparse_ddpm.ticket import (
+    DiffusionConfig,
     Ticket,
     UNet2DConfig,
     UNetConfig,
@@ -86,7 +87,12 @@ ODD: dict[str, Callable[[], Ticket]] = {
         0.8,
     ),
 }
-FILES = ("shipped", *RATIOS, *ODD)
+EPS = f"{LARGE}, eps"
+"""With the sigmoid schedule and noise as the network's output; the other synthetic tickets predict v.
+There x0 is up to 1,825 times the output, and little is left of float32: what an image is off by is
+told, with what a change of our outputs by `NUDGE` of their largest does, and nothing is claimed."""
+NUDGE = 1e-6
+FILES = ("shipped", *RATIOS, EPS, *ODD)
 SPEED = ("shipped", *RATIOS, "small:0.99:vector:16", "paper:0.99:vector:16")
 SAMPLERS = (("shipped", 1), ("shipped", 16), (LARGE, 1), (LARGE, 16))
 
@@ -97,7 +103,11 @@ Run = Callable[[dict[str, NDArray[Any]]], NDArray[np.float32]]
 def ticket_of(name: str) -> Ticket:
     if name == "shipped":
         return load_ticket(shipped_ticket_path())
-    return ODD[name]() if name in ODD else synthetic(name)
+    if name == EPS:
+        return synthetic(LARGE)
+    ticket = ODD[name]() if name in ODD else synthetic(name)
+    v = DiffusionConfig(schedule="cosine", objective="v")
+    return dataclasses.replace(ticket, diffusion=v)
 
 
 def in_onnxruntime(content: bytes, threads: int) -> Run:
@@ -155,7 +165,9 @@ def parity(name: str, ticket: Ticket, threads: int) -> Iterator[dict[str, Any]]:
         noise = normal(0, indices, 0, shape)
         step = STEPS // 2
         wanted = np.array(engine.run(noise, step))
-        images = sample_loop(engine.run, table, seed=0, image_indices=indices, shape=shape)
+        settings = {"seed": 0, "image_indices": indices, "shape": shape}
+        images = sample_loop(engine.run, table, **settings)
+        nudged = sample_loop(nudging(engine.run), table, **settings) if name == EPS else images
         engine.close()
         t = np.full(batch, table.timesteps[step], np.float32)
         for key, (denoise, draw) in runs.items():
@@ -166,7 +178,22 @@ def parity(name: str, ticket: Ticket, threads: int) -> Iterator[dict[str, Any]]:
                 "batch": batch,
                 "step_error": float(np.abs(found - wanted).max() / np.abs(wanted).max()),
                 "image_error": float(np.abs(draw({"noise": noise}) - images).max()),
+                **({"nudged_error": float(np.abs(nudged - images).max())} if name == EPS else {}),
             }
+
+
+def nudging(
+    run: Callable[[NDArray[np.float32], int], NDArray[np.float32]],
+) -> Callable[[NDArray[np.float32], int], NDArray[np.float32]]:
+    """``run`` with noise added to its outputs, up to `NUDGE` of the largest."""
+    rng = np.random.default_rng(0)
+
+    def nudged(x: NDArray[np.float32], step: int) -> NDArray[np.float32]:
+        n = run(x, step)
+        noise = rng.uniform(-NUDGE, NUDGE, n.shape) * np.abs(n).max()
+        return (n + noise).astype(np.float32)
+
+    return nudged
 
 
 def files_part(threads: int) -> list[dict[str, Any]]:
@@ -179,25 +206,29 @@ def files_part(threads: int) -> list[dict[str, Any]]:
     return rows
 
 
+COMMAND = """
+import sys
+from pathlib import Path
+from sparse_ddpm.cli.main import main
+status = main(sys.argv[1:])
+# Not of getrusage: that remembers the process that this one was forked from.
+print(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+sys.exit(status)
+"""
+
+
 def cost_part(_threads: int) -> dict[str, Any]:
     """Wall time and peak memory of the command, the check included."""
     print(f"export: cost of {LARGE}", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="sparse-ddpm-export-") as folder:
-        arguments = ["export", "--synthetic", LARGE, "-o", f"{folder}/model.onnx", "--json"]
+        arguments = ["export", "--synthetic", LARGE, "-o", f"{folder}/model.onnx"]
         start = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "sparse_ddpm", *arguments], stdout=subprocess.DEVNULL
+        done = subprocess.run(
+            [sys.executable, "-c", COMMAND, *arguments], stdout=subprocess.PIPE, text=True
         )
-        _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return {
-        "ticket": LARGE,
-        "exit": process.returncode,
-        "seconds": seconds,
-        "cpu_seconds": usage.ru_utime + usage.ru_stime,
-        "peak_mib": usage.ru_maxrss / 1024,
-    }
+    peak_mib = int(done.stdout.split()[-1]) / 1024
+    return {"ticket": LARGE, "exit": done.returncode, "seconds": seconds, "peak_mib": peak_mib}
 
 
 def in_turns(
@@ -284,9 +315,10 @@ def claims(result: dict[str, Any], parts: Sequence[str]) -> Iterator[tuple[str, 
         step = max(entry["step_error"] for entry in row["parity"])
         image = max(entry["image_error"] for entry in row["parity"])
         yield f"{name}: one step within {STEP_ERROR:g} ({step:.1e})", step <= STEP_ERROR
-        yield f"{name}: images within {IMAGE_ERROR:g} ({image:.1e})", image <= IMAGE_ERROR
+        if name != EPS:
+            yield f"{name}: images within {IMAGE_ERROR:g} ({image:.1e})", image <= IMAGE_ERROR
         yield f"{name}: full_check of every form", all(row["full_check"].values())
-        if name not in ODD:
+        if name not in ODD and name != EPS:
             most, got = RATIOS.get(name, 1.0), row["packed_over_dense"]
             yield f"{name}: at most {most:.1%} of dense ({got:.2%})", got <= most
             packed, zipped = sizes_of["packed_float32"], sizes_of["gzip_dense"]

@@ -31,6 +31,7 @@ def benchmark_export(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         "ROUNDS": 5,
         "BURST_S": 0.0,
         "LARGE": "small:0.99:element",
+        "EPS": "small:0.99:element, eps",
     }.items():
         monkeypatch.setattr(module, name, value)
     return module
@@ -58,6 +59,16 @@ def test_every_part(
     assert status == int(any(line.startswith("FAILS") for line in lines))
     right = [line for line in lines if line.startswith(("holds: odd", "holds: export"))]
     assert len(right) >= 4
+
+
+def test_where_errors_grow_what_a_nudge_does_is_told(
+    benchmark_export: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticket = benchmark_export.ticket_of(benchmark_export.EPS)
+    assert ticket.diffusion.objective == "eps"
+    monkeypatch.setattr(benchmark_export, "BATCHES", (1,))
+    rows = list(benchmark_export.parity(benchmark_export.EPS, ticket, 1))
+    assert all(row["nudged_error"] > 0 for row in rows)
 
 
 def test_claims_fail(benchmark_export: ModuleType) -> None:
