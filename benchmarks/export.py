@@ -88,7 +88,7 @@ ODD: dict[str, Callable[[], Ticket]] = {
     ),
 }
 EPS = f"{LARGE}, eps"
-"""With the sigmoid schedule and noise as the network's output; the other synthetic tickets predict v.
+"""With the sigmoid schedule and noise as the network's output; other synthetic tickets predict v.
 There x0 is up to 1,825 times the output, and little is left of float32: what an image is off by is
 told, with what a change of our outputs by `NUDGE` of their largest does, and nothing is claimed."""
 NUDGE = 1e-6
