@@ -86,8 +86,8 @@ def layers(ticket: str, batch: int, options: argparse.Namespace) -> Iterator[Lay
         by_group = {group: 1e6 * measured[group][name] for group in GROUPS}
         best = min(by_group, key=lambda group: by_group[group])
         _, height, width = program.shapes[name]
-        size = weight_bytes(program)
-        costs = entry_costs(options.dtype, plan.lanes, height * width, size)
+        pixels, size = height * width, weight_bytes(program)
+        costs = entry_costs(options.dtype, plan.lanes, step.operation.size, pixels, size)
         yield Layer(
             ticket=ticket,
             batch=batch,

@@ -53,9 +53,8 @@ def test_steps_and_layers_are_measured_and_kept(
     assert {layer["runs"] for layer in layers["layers"]} <= {"sparse", "dense"}
     for layer in layers["layers"]:
         assert layer["planned_us"] > 0.0
-        assert layer["loss"] == pytest.approx(
-            max(0.0, layer["planned_us"] / layer["dense_us"] - 1.0)
-        )
+        rival = layer["dense_us" if layer["runs"] == "sparse" else "sparse_us"]
+        assert layer["loss"] == pytest.approx(max(0.0, layer["planned_us"] / rival - 1.0))
     before = [(tmp_path / name).read_text() for name in names]
     run(accounts, tmp_path, "steps", "break-even", "--resume")
     assert capsys.readouterr().out == text.out

@@ -150,14 +150,16 @@ def test_panels_of_something_else_are_refused() -> None:
 
 def test_small_images_of_large_networks_pay_for_their_weights_way() -> None:
     """Entries that come from memory for one vector of pixels cost more, the narrow ones most."""
-    near = entry_costs("float32", 1, 16, 0)
-    far = entry_costs("float32", 1, 16, 1 << 30)
+    near = entry_costs("float32", 1, 3, 16, 0)
+    far = entry_costs("float32", 1, 3, 16, 1 << 30)
     assert near == ENTRY_COSTS["float32"][0]
     ratios = [far[group][0] / near[group][0] for group in GROUPS]
     assert ratios[1:] == sorted(ratios[1:], reverse=True)
-    assert 1.2 < ratios[-1] < ratios[0] < ratios[1] < 2.0
-    assert entry_costs("float32", 1, 64, 1 << 30) == near
-    assert entry_costs("float32", 16, 16, 1 << 30) == ENTRY_COSTS["float32"][1]
+    assert 1.2 < ratios[-1] < ratios[0] < ratios[1] < 2.2
+    assert entry_costs("float32", 1, 3, 64, 1 << 30) == near
+    assert entry_costs("float32", 16, 3, 16, 1 << 30) == ENTRY_COSTS["float32"][1]
+    points = entry_costs("float32", 1, 1, 64, 0)
+    assert [points[group][0] > near[group][0] for group in GROUPS] == [True, True, *[False] * 3]
     half = CSR.from_dense(np.random.default_rng(0).random((64, 576)) * half_mask())
     assert not choose_group(half, None, near).dense
     assert choose_group(half, None, far).dense

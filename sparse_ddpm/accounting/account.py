@@ -151,7 +151,8 @@ def _break_even(plan: AnyPlan, step: AnyStep) -> float | None:
     costs = FLOAT32_COSTS
     if step.block is None:
         _, height, width = plan.program.shapes[convs[0].out]
-        costs = entry_costs(plan.dtype, plan.lanes, height * width, weight_bytes(plan.program))
+        pixels, size = height * width, weight_bytes(plan.program)
+        costs = entry_costs(plan.dtype, plan.lanes, convs[0].size, pixels, size)
     even = break_even(*weight.shape, costs, unit_rows(weight))
     return min(1.0, even * weight.shape[0] * weight.shape[1] / max(convs[0].places, 1))
 

@@ -249,7 +249,8 @@ def _conv(plan: Plan, step: Step, operation: Conv, costs: Costs, weights: int) -
     tiling = tile(plan, step)
     rows, group = operation.weight.shape[0], step.group
     panels = -(-rows // group)
-    entry, start = entry_costs(plan.dtype, plan.lanes, _pixels(plan, step), weights)[group]
+    pixels, size = _pixels(plan, step), operation.size
+    entry, start = entry_costs(plan.dtype, plan.lanes, size, pixels, weights)[group]
     panel_work = (step.entries * entry + panels * group * start) * tiling.vectors
     stored = costs.stored + costs.residual * (operation.residual is not None)
     return (

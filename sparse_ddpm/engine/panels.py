@@ -42,7 +42,7 @@ FLOAT32_COSTS = _costs(2.1, 2.3, 4.3, 8.5, 18.4)
 ENTRY_COSTS: Mapping[str, tuple[Costs, Costs]] = MappingProxyType(
     {
         "float32": (
-            _costs(1.9, 2.54, 4.9, 9.2, 17.8, start=(1.5, 4.0, 22.0, 4.5, 12.0)),
+            _costs(1.9, 2.25, 4.9, 9.2, 17.8, start=(1.5, 4.0, 22.0, 4.5, 12.0)),
             _costs(1.95, 2.4, 5.1, 9.8, 18.1, start=(1.0, 6.0, 9.0, 6.0, 7.0)),
         ),
         "float16": (_costs(1.95, 2.6, 4.6, 8.7, 17.8), _costs(1.95, 2.6, 4.9, 9.6, 16.6)),
@@ -51,6 +51,10 @@ ENTRY_COSTS: Mapping[str, tuple[Costs, Costs]] = MappingProxyType(
 )
 """By precision: with one image in a pass, and with a vector of them. On one core with AVX-512;
 float32 fitted to whole steps (benchmarks/cost_model.py), the others measured alone."""
+
+POINTWISE = MappingProxyType(dict(zip(GROUPS, (1.3, 1.42, 1.0, 1.0, 1.0), strict=True)))
+"""By G: an entry of a 1x1 kernel over one of a larger kernel, one image a pass, float32. No other
+tap has brought its pixels near."""
 
 STREAMED = MappingProxyType(dict(zip(GROUPS, (1.85, 2.5, 2.8, 4.1, 4.7), strict=True)))
 """By G: what an entry costs more that comes from beyond the caches and is used for one vector of
@@ -171,17 +175,21 @@ def choose_group(
     return GroupChoice(group, entries[group], reason, dense, relative)
 
 
-def entry_costs(dtype: str, lanes: int, pixels: int, weight_bytes: int) -> Costs:
-    """Of a weight whose image has ``pixels`` pixels, in a pass of ``lanes`` images.
+def entry_costs(dtype: str, lanes: int, size: int, pixels: int, weight_bytes: int) -> Costs:
+    """Of a kernel of ``size`` x ``size`` taps on images of ``pixels`` pixels, ``lanes`` a pass.
 
     ``weight_bytes``: of all weights that a step reads.
     """
     costs = ENTRY_COSTS[dtype][lanes > 1]
-    if pixels * lanes > VECTOR:
+    if lanes > 1:
         return costs
-    far = weight_bytes / (weight_bytes + NEAR_BYTES)
+    factor = POINTWISE if size == 1 and dtype == "float32" else dict.fromkeys(GROUPS, 1.0)
+    far = weight_bytes / (weight_bytes + NEAR_BYTES) if pixels <= VECTOR else 0.0
     return MappingProxyType(
-        {group: (cost + far * STREAMED[group], start) for group, (cost, start) in costs.items()}
+        {
+            group: (cost * factor[group] + far * STREAMED[group], start)
+            for group, (cost, start) in costs.items()
+        }
     )
 
 

@@ -51,6 +51,9 @@ MAX_OFFSET = 2**31 - 1
 SMALL_IMAGE = 64
 """Pixels of an image for which shifted copies pay with any panels."""
 
+COPIED_GROUP = 2
+"""The widest panels with which they pay for larger images, too."""
+
 MAX_COPIED_SIZE = 5
 """Larger kernels would need more copies than they are worth."""
 
@@ -173,7 +176,7 @@ def make_plan(
     groups = {}
     for conv in convs:
         _, height, width = program.shapes[conv.out]
-        costs = entry_costs(dtype, lanes, height * width, size)
+        costs = entry_costs(dtype, lanes, conv.size, height * width, size)
         groups[conv.out] = choose_group(conv.weight, group, costs)
     copied = {
         op.out: copies
@@ -214,14 +217,14 @@ def _choose_copies(operation: Conv, group: int, lanes: int, shape: Shape) -> int
 
     With whole vectors of images as lanes every tap is aligned. Otherwise copies save the loads that
     cross cache lines and the halo, and cost their own making (measured: they pay where each loaded
-    pixel is used once, and for small images, where much of each row is halo).
+    pixel is used once or twice, and for small images, where much of each row is halo).
     """
     image = shape[1] * shape[2] * lanes
     if operation.size == 1 or operation.size > MAX_COPIED_SIZE or lanes % LINE == 0:
         return 0
     if image <= LINE:
         return operation.size**2
-    return operation.size if group == 1 or image <= SMALL_IMAGE else 0
+    return operation.size if group <= COPIED_GROUP or image <= SMALL_IMAGE else 0
 
 
 def _upsamples(program: Program, copied: Mapping[str, int]) -> dict[str, Upsample2x]:
