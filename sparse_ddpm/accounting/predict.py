@@ -194,8 +194,8 @@ class _Memory:
             else block_bytes(step.block, shapes, number)
         )
         moved = SPILL * self.spilled * plan.lanes * (size.read + size.written)
-        # Of the smallest images the entries' costs have it.
-        if 0 < step.group <= NARROW and _pixels(plan, step) * plan.lanes > LINE:
+        # One image a pass: the entries' costs have it.
+        if 0 < step.group <= NARROW and plan.lanes > 1:
             moved += self.streamed * STREAM * _weight_bytes(step) / self.threads
         return moved / self.bytes_per_s
 

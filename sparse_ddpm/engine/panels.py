@@ -52,13 +52,15 @@ ENTRY_COSTS: Mapping[str, tuple[Costs, Costs]] = MappingProxyType(
 """By precision: with one image in a pass, and with a vector of them. On one core with AVX-512;
 float32 fitted to whole steps (benchmarks/cost_model.py), the others measured alone."""
 
-POINTWISE = MappingProxyType(dict(zip(GROUPS, (1.3, 1.42, 1.0, 1.0, 1.0), strict=True)))
-"""By G: an entry of a 1x1 kernel over one of a larger kernel, one image a pass, float32. No other
-tap has brought its pixels near."""
+POINTWISE = MappingProxyType(dict(zip(GROUPS, (1.18, 1.42, 1.0, 1.0, 1.0), strict=True)))
+"""By G: an entry of a 1x1 kernel over one of a larger kernel, one image a pass, float32, more than
+`FEW_VECTORS` of pixels. No other tap has brought those near."""
+
+FEW_VECTORS = 4
 
 STREAMED = MappingProxyType(dict(zip(GROUPS, (1.85, 2.5, 2.8, 4.1, 4.7), strict=True)))
-"""By G: what an entry costs more that comes from beyond the caches and is used for one vector of
-pixels, as in the smallest images of one image a pass: there nothing hides its way."""
+"""By G: what an entry costs more that comes from beyond the caches, shared by the vectors of pixels
+that it is used for. One image a pass: of 16, there are enough to hide its way."""
 
 NEAR_BYTES = 5 << 20
 """Of all weights of a step; with as many, half of them come from beyond the nearest caches."""
@@ -183,8 +185,10 @@ def entry_costs(dtype: str, lanes: int, size: int, pixels: int, weight_bytes: in
     costs = ENTRY_COSTS[dtype][lanes > 1]
     if lanes > 1:
         return costs
-    factor = POINTWISE if size == 1 and dtype == "float32" else dict.fromkeys(GROUPS, 1.0)
-    far = weight_bytes / (weight_bytes + NEAR_BYTES) if pixels <= VECTOR else 0.0
+    vectors = max(1.0, pixels / VECTOR)
+    points = size == 1 and vectors > FEW_VECTORS and dtype == "float32"
+    factor = POINTWISE if points else dict.fromkeys(GROUPS, 1.0)
+    far = weight_bytes / (weight_bytes + NEAR_BYTES) / vectors
     return MappingProxyType(
         {
             group: (cost * factor[group] + far * STREAMED[group], start)
