@@ -64,8 +64,8 @@ class Costs:
 COSTS: Mapping[bool, Costs] = {
     False: Costs(
         entry=1.02,
-        panel=70.0,
-        copied=6.9,
+        panel=50.0,
+        copied=6.0,
         stored=0.0,
         residual=1.0,
         norm=14.7,
@@ -82,7 +82,7 @@ COSTS: Mapping[bool, Costs] = {
         block_norm=21.6,
         block_exp=15.9,
         block_pixel=0.0,
-        block=21700.0,
+        block=18000.0,
         image=40.0,
     ),
     True: Costs(
