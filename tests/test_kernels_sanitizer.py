@@ -148,6 +148,24 @@ def test_the_engines_tests_are_clean(address: Build) -> None:
 
 
 @pytest.mark.slow
+def test_training_is_clean(address: Build) -> None:
+    pytest.importorskip("torch", reason="the trainer needs torch")
+    library = address.library.with_name("sparse_ddpm_train.so")
+    variables = {**os.environ, **address.variables, "OMP_NUM_THREADS": "1"}
+    variables |= {"SPARSE_DDPM_TRAIN_LIBRARY": str(library)}
+    variables["PYTHONPATH"] = os.pathsep.join(str(path) for path in (ROOT, ROOT / "kernels"))
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    command += ["-k", "sets or odd or panels or bit", str(ROOT / "tests" / "test_model_sparse.py")]
+    found = subprocess.run(
+        command, cwd=ROOT, env=variables, check=False, capture_output=True, text=True
+    )
+    output = found.stdout + found.stderr
+    assert not REPORT.search(output), output[-5000:]
+    assert found.returncode == 0, output[-5000:]
+    assert re.search(r"\d{2,} passed", output)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("forget", [False, True])
 def test_an_engine_frees_all_it_holds(address: Build, forget: bool) -> None:
     code = PROGRAM.replace("OFFSET", "0").replace("FORGET", "executor._end.detach()" * forget)
@@ -185,8 +203,8 @@ def test_kernels_share_no_inline_function_across_instruction_sets(address: Build
     nm = shutil.which("nm")
     if nm is None:
         pytest.skip("needs nm")
-    objects = sorted(address.library.parent.rglob("kernels_*.o"))
-    assert objects
+    objects = sorted(address.library.parent.rglob("*kernels_*.o"))
+    assert any(path.name.startswith("train_kernels_") for path in objects)
     for path in objects:
         symbols = subprocess.run([nm, str(path)], check=True, capture_output=True, text=True)
         weak = [line for line in symbols.stdout.splitlines() if re.search(r" [WwVvu] ", line)]
