@@ -143,21 +143,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     report: dict[str, Any] = {"schema": 1, "machine": machine(), "versions": versions()}
     report |= {"preset": options.preset, "threads": options.threads, "turns": options.turns}
-    try:
-        made = [row for batch in options.batch for row in rows(options, batch)]
-    except SparseDDPMError as error:
-        print(error, file=sys.stderr)
-        return 1
-    report["rows"] = [asdict(row) for row in made]
-    if options.json is not None:
-        text = json.dumps(report, indent=1) + "\n"
-        write_atomically(options.json, lambda file: file.write(text.encode()))
+    report["rows"] = []
     print("| batch | kernels | ms a step | over torch bf16 | over torch float32 | processor ms |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for row in made:
-        over = " | ".join(f"{row.over[peer]:.2f}x" for peer in PEERS)
-        times = f"{1e3 * row.seconds:.0f}", f"{1e3 * row.processor_seconds:.0f}"
-        print(f"| {row.batch} | {row.name} | {times[0]} | {over} | {times[1]} |")
+    print("| --- | --- | --- | --- | --- | --- |", flush=True)
+    for batch in options.batch:
+        try:
+            made = rows(options, batch)
+        except SparseDDPMError as error:
+            print(error, file=sys.stderr)
+            return 1
+        for row in made:
+            over = " | ".join(f"{row.over[peer]:.2f}x" for peer in PEERS)
+            times = f"{1e3 * row.seconds:.0f}", f"{1e3 * row.processor_seconds:.0f}"
+            print(f"| {row.batch} | {row.name} | {times[0]} | {over} | {times[1]} |", flush=True)
+        report["rows"] += [asdict(row) for row in made]
+        if options.json is not None:
+            text = json.dumps(report, indent=1) + "\n"
+            write_atomically(options.json, lambda file, text=text: file.write(text.encode()))
     return 0
 
 

@@ -13,7 +13,7 @@ from sparse_ddpm.model.build import Denoiser
 from sparse_ddpm.model.sparse import SparseUNet, missing, unsupported
 from sparse_ddpm.ticket.config import Pattern
 
-BREAK_EVEN = {"bf16": (0.25, 0.35), "float32": (0.5, 0.6)}
+BREAK_EVEN = {"bf16": (0.55, 0.7), "float32": (0.8, 0.9)}
 """By torch's precision: densities up to which ours are faster, for units of less than four output
 channels and of more. `benchmarks/training.py` measures them."""
 
