@@ -68,7 +68,7 @@ class Backward:
         assert step.out is not None
         if step.kind == Kind.CONV:
             taken = Op(kind=Kind.CONV_WEIGHT, x=step.x.tensor())
-            taken.w[0] = step.weights[0]
+            taken.w[0] = step.taken[0]
             self._emit(taken, y=step.out)
             if step.turned:
                 passed = Op(kind=Kind.CONV)

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 ENTRY_COSTS = {1: 1.95, 4: 1.28, 8: 1.23}
 """Time of an entry of a panel of so many channels, in multiply-adds of one vector a channel."""
-ENTRIES_OF_A_CHUNK = 7
-"""Of a row; with fewer, to go through the rows for each chunk costs more than it saves."""
+PRODUCT_ENTRIES, GRADIENT_ENTRIES = 9, 3
+"""Of a row and a chunk, at least: products load and store a row's sums again for each chunk, and
+gradients load the row's outputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +31,12 @@ class Panels:
 
 
 def make_panels(
-    mask: NDArray[np.bool_], index: NDArray[np.int32], near: int | None = None
+    mask: NDArray[np.bool_], index: NDArray[np.int32], near: int | None = None, entries: int = 0
 ) -> Panels:
     """Panels of the least estimated time for a mask ``[rows, columns]``; ``index`` as it.
 
     ``near``: how many columns the nearest cache holds the pixels of. Rows of single channels are
-    cut into chunks of so many if enough entries are left in each.
+    cut into chunks of so many if that leaves ``entries`` in each, on average.
     """
     rows, columns = mask.shape
     best, least = 1, float("inf")
@@ -48,7 +49,7 @@ def make_panels(
     width, chunks = max(columns, 1), 1
     if near is not None and best == 1:
         count = -(-columns // near)
-        if np.count_nonzero(union) >= ENTRIES_OF_A_CHUNK * panels * count:
+        if np.count_nonzero(union) >= entries * panels * count:
             width, chunks = near, count
     padded = np.zeros((panels, chunks * width), bool)
     padded[:, :columns] = union
@@ -61,8 +62,8 @@ def make_panels(
     where = panel[:, None] * best + np.arange(best)
     inside = np.minimum(where, rows - 1)
     kept = (where < rows) & mask[inside, column[:, None]]
-    entries = np.where(kept, index[inside, column[:, None]], -1).astype(np.int32)
-    return Panels(best, rows, chunks, ptr, column.astype(np.int32), entries)
+    found = np.where(kept, index[inside, column[:, None]], -1).astype(np.int32)
+    return Panels(best, rows, chunks, ptr, column.astype(np.int32), found)
 
 
 def _union(mask: NDArray[np.bool_], group: int) -> NDArray[np.bool_]:

@@ -19,7 +19,7 @@ from sparse_ddpm.model.layers import (
     SoftmaxMix,
 )
 from sparse_ddpm.model.sparse.memory import Arena, Geometry, Value
-from sparse_ddpm.model.sparse.weights import Weights, survivors
+from sparse_ddpm.model.sparse.weights import ConvWeights, Weights, survivors
 from sparse_ddpm.model.unet import DownLevel, Middle, UNet, UpLevel
 
 IMAGE_HALO = 3
@@ -37,6 +37,7 @@ class Step:
     accumulate: bool = False
     weights: list[Weight] = field(default_factory=list)
     turned: list[Weight] = field(default_factory=list)
+    taken: list[Weight] = field(default_factory=list)
     groups: int = 0
     heads: int = 0
     dim_head: int = 0
@@ -46,6 +47,13 @@ class Step:
     saved: int = -1
     kept: int = 0
     """The address of ``sdt_op.kept``."""
+
+    def add(self, made: ConvWeights) -> None:
+        """A weight that the step multiplies with."""
+        self.weights.append(made.forward)
+        self.taken.append(made.taken)
+        if made.turned is not None:
+            self.turned.append(made.turned)
 
 
 class Steps:
@@ -120,12 +128,9 @@ class Steps:
     def _conv(
         self, module: Conv, x: Value, out: Value, *, accumulate: bool = False, turn: bool = True
     ) -> None:
-        forward, turned = self.weights.conv(
-            module, x.buffer.geometry, out.buffer.geometry, turn=turn
-        )
-        step = Step(Kind.CONV, x, out, accumulate=accumulate, weights=[forward])
-        if turned is not None:
-            step.turned = [turned]
+        made = self.weights.conv(module, x.buffer.geometry, out.buffer.geometry, turn=turn)
+        step = Step(Kind.CONV, x, out, accumulate=accumulate)
+        step.add(made)
         self.steps.append(step)
 
     def _norm_act(
@@ -188,10 +193,7 @@ class Steps:
             (block.qkv, both, None),
             (block.out, None, mixed_rows),
         ):
-            forward, turned = self.weights.conv(module, apart, apart, rows=rows, columns=columns)
-            assert turned is not None
-            step.weights.append(forward)
-            step.turned.append(turned)
+            step.add(self.weights.conv(module, apart, apart, rows=rows, columns=columns))
         step.saved = self.arena.take((len(mixed_rows) * dim + 2 * hidden) * self.lanes)
         self.steps.append(step)
         self._channel_norm(block.out_norm, projected, out, x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,15 +12,25 @@ from torch import Tensor
 
 from sparse_ddpm.model.layers import STANDARDIZATION_EPS, Conv, Masked
 from sparse_ddpm.model.sparse.memory import Geometry
-from sparse_ddpm.model.sparse.panels import Panels, make_panels
+from sparse_ddpm.model.sparse.panels import GRADIENT_ENTRIES, PRODUCT_ENTRIES, Panels, make_panels
 
 TILE, NEAR_LINES = 16, 330
 """Pixels of a tile of outputs, and how many of inputs a L1 cache holds beside them; as with 16
 lanes, so that weights are laid out the same for any."""
 
 
+class ConvWeights(NamedTuple):
+    """A convolution's weight as its three passes take it."""
+
+    forward: native.Weight
+    turned: native.Weight | None
+    """From gradients of outputs to those of inputs."""
+    taken: native.Weight
+    """For its own gradients."""
+
+
 class Weights:
-    """Values: a zero, those of all parameters, then those that turned weights read, once more.
+    """Values: a zero, those of all parameters, then copies in the orders that products read.
 
     ``values`` and ``gradients`` of a job have `count` and `own` numbers; gradients are of the
     parameters' only.
@@ -31,7 +42,7 @@ class Weights:
         self._natives: list[native.Parameter] = []
         self._owners: list[int] = []
         self._arrays: list[NDArray[np.generic]] = []
-        self._turned: list[tuple[native.Weight, NDArray[np.int64]]] = []
+        self._copies: list[tuple[native.Weight, NDArray[np.int64]]] = []
         self.own = 1
         self.count = 0
         self._order = np.zeros(0, np.int64)
@@ -49,12 +60,11 @@ class Weights:
         rows: NDArray[np.int64] | None = None,
         columns: NDArray[np.int64] | None = None,
         turn: bool = True,
-    ) -> tuple[native.Weight, native.Weight | None]:
-        """The weight (or some rows or columns) for inputs that lie as ``here``, and it turned.
+    ) -> ConvWeights:
+        """The weight (or some rows or columns) for inputs that lie as ``here``, outputs ``there``.
 
-        The turned one maps gradients of outputs, which lie as ``there``, to those of inputs; an
-        integer is the distance of channels where there are single pixels only. With ``rows`` the
-        bias is left out.
+        An integer is the distance of channels where there are single pixels only. With ``rows``
+        the bias is left out; without ``turn`` nothing is turned.
         """
         weight, size = module.weight, module.size
         outputs = np.arange(len(weight)) if rows is None else rows
@@ -64,28 +74,40 @@ class Weights:
         index = np.arange(weight.numel(), dtype=np.int32).reshape(weight.shape)[chosen]
         mask = survivors(module)[chosen]
         flat = (len(outputs), len(inputs) * taps)
-        panels = make_panels(mask.reshape(flat), index.reshape(flat), _near(size, here))
-        value = self._add(weight, panels.index, panels.index.size, len(weight), module)
+        matrix, near = (mask.reshape(flat), index.reshape(flat)), _near(size, here)
+        own = make_panels(*matrix, near, GRADIENT_ENTRIES)
+        value = self._add(weight, own.index, own.index.size, len(weight), module)
         bias = -1
         if rows is None and module.bias is not None:
             bias = self.vector(module.bias)
-        forward = self._native(panels, _offsets(panels.column, size, here, 1), value, bias)
-        if not turn:
-            return forward, None
+        taken = self._native(own, _offsets(own.column, size, here, 1), value, bias)
         place = np.zeros(weight.numel(), np.int64)
-        inside = panels.index.ravel() >= 0
-        place[panels.index.ravel()[inside]] = value + np.nonzero(inside)[0]
+        inside = own.index.ravel() >= 0
+        place[own.index.ravel()[inside]] = value + np.nonzero(inside)[0]
+        forward, read = taken, make_panels(*matrix, near, PRODUCT_ENTRIES)
+        if read.chunks != own.chunks:
+            forward = self._copy(read, _offsets(read.column, size, here, 1), place, bias)
+        if not turn:
+            return ConvWeights(forward, None, taken)
         across = (1, 0, 2, 3)
         flat = (len(inputs), len(outputs) * taps)
         back = make_panels(
             mask.transpose(across).reshape(flat),
             index.transpose(across).reshape(flat),
             _near(size, there),
+            PRODUCT_ENTRIES,
         )
-        turned = self._native(back, _offsets(back.column, size, there, -1), 0, -1)
-        order = np.where(back.index >= 0, place[np.maximum(back.index, 0)], 0).ravel()
-        self._turned.append((turned, order))
-        return forward, turned
+        offsets = _offsets(back.column, size, there, -1)
+        return ConvWeights(forward, self._copy(back, offsets, place, -1), taken)
+
+    def _copy(
+        self, panels: Panels, offsets: NDArray[np.int32], place: NDArray[np.int64], bias: int
+    ) -> native.Weight:
+        """A weight that reads copies, in its own order, of values that stand at ``place``."""
+        made = self._native(panels, offsets, 0, bias)
+        order = np.where(panels.index >= 0, place[np.maximum(panels.index, 0)], 0).ravel()
+        self._copies.append((made, order))
+        return made
 
     def keep(self, array: NDArray[np.generic]) -> int:
         """The address of an array that lives as long as this."""
@@ -132,13 +154,12 @@ class Weights:
         return start
 
     def finish(self) -> None:
-        """Lay out what turned weights read; call it before operations copy them."""
+        """Lay out the copies; call it before operations take the weights."""
         self.count = self.own
-        for turned, order in self._turned:
-            turned.value = self.count
+        for made, order in self._copies:
+            made.value = self.count
             self.count += len(order)
-        orders = [order for _, order in self._turned]
-        self._order = np.concatenate([np.zeros(0, np.int64), *orders])
+        self._order = np.concatenate([np.zeros(0, np.int64), *(order for _, order in self._copies)])
 
     def gather(self, values: NDArray[np.float32]) -> None:
         """Fill ``values`` ``[count]`` from the parameters, as they are now."""
