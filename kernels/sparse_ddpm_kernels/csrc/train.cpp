@@ -28,11 +28,16 @@ struct Row {
   double count = 0.0, first = 0.0, second = 0.0;
 };
 
+// Of an index that is one. In 32 bits, which divide several times as fast as 64.
+size_t row_of(const sdt_parameter &p, int32_t index) {
+  return static_cast<uint32_t>(index) / static_cast<uint32_t>(p.row_size);
+}
+
 void standardise(const sdt_parameter &p, float *values) {
   std::vector<Row> rows(static_cast<size_t>(p.rows));
   const auto each = [&](auto f) {
     for (int64_t i = 0; i < p.count; ++i)
-      if (p.index[i] >= 0) f(rows[static_cast<size_t>(p.index[i] / p.row_size)], i);
+      if (p.index[i] >= 0) f(rows[row_of(p, p.index[i])], i);
   };
   each([&](Row &row, int64_t i) {
     row.count += 1.0;
@@ -51,7 +56,7 @@ void standardise(const sdt_parameter &p, float *values) {
   }
   for (int64_t i = 0; i < p.count; ++i) {
     const int32_t index = p.index[i];
-    const double *m = p.moments + 2 * (index < 0 ? 0 : index / p.row_size);
+    const double *m = p.moments + 2 * (index < 0 ? 0 : row_of(p, index));
     values[i] = index < 0 ? 0.0f : static_cast<float>((p.dense[index] - m[0]) * m[1]);
   }
 }
@@ -61,15 +66,15 @@ void standardise_back(const sdt_parameter &p, const float *values, const float *
   std::vector<Row> rows(static_cast<size_t>(p.rows));
   for (int64_t i = 0; i < p.count; ++i) {
     if (p.index[i] < 0) continue;
-    Row &row = rows[static_cast<size_t>(p.index[i] / p.row_size)];
+    Row &row = rows[row_of(p, p.index[i])];
     row.count += 1.0;
     row.first += gradients[i];
     row.second += static_cast<double>(gradients[i]) * values[i];
   }
   for (int64_t i = 0; i < p.count; ++i) {
     if (p.index[i] < 0) continue;
-    const int64_t r = p.index[i] / p.row_size;
-    const Row &row = rows[static_cast<size_t>(r)];
+    const size_t r = row_of(p, p.index[i]);
+    const Row &row = rows[r];
     const double d = gradients[i] - (row.first + values[i] * row.second) / row.count;
     p.gradient[p.index[i]] = static_cast<float>(d * p.moments[2 * r + 1]);
   }

@@ -68,6 +68,7 @@ class SparseUNet:
         first = self._engine(job_sizes(WIDE, 1, self._isa)[0])
         self.weights, self._films = first.weights, first.films
         self._values = zeros(self.weights.count)
+        self._gradients: list[NDArray[np.float32]] = []
         self._run = 0
 
     def _engine(self, lanes: int) -> Engine:
@@ -98,7 +99,9 @@ class SparseUNet:
         """Gradients of ``film`` and of the parameters, from that of the last result."""
         jobs, films = self._jobs(dout, film, backward=True)
         dfilms = [np.zeros_like(part) for part in films]
-        gradients = np.zeros((len(jobs), self.weights.own), np.float32)
+        while len(self._gradients) < len(jobs):
+            self._gradients.append(zeros(self.weights.own))
+        gradients = self._gradients[: len(jobs)]
         for (job, _), dfilm, gradient in zip(jobs, dfilms, gradients, strict=True):
             job.film_gradient, job.gradients = dfilm.ctypes.data, gradient.ctypes.data
         self._go([job for job, _ in jobs])
