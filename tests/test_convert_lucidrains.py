@@ -11,7 +11,6 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from lucid_unet import LucidUNet, trainer_file
-from sparse_ddpm_kernels import has_attention_memory
 
 from sparse_ddpm import Sampler
 from sparse_ddpm.accounting import account
@@ -48,8 +47,6 @@ def converted(folder: Path, content: dict[str, Any], **options: Any) -> Ticket:
 
 def difference(ticket: Ticket, network: LucidUNet, device: str = "cpu", batch: int = 2) -> float:
     """Largest one of one forward pass, over the largest output."""
-    if network.version >= (1, 9) and device == "cpu" and not has_attention_memory():
-        pytest.skip("the compiled library is older than the memory of attention")
     size = ticket.architecture.image_size
     rng = np.random.default_rng(3)
     x = rng.standard_normal((batch, network.channels, size, size)).astype(np.float32)

@@ -13,7 +13,6 @@ torch = pytest.importorskip("torch")
 
 import lucidrains_peer as peer
 from lucid_unet import LucidUNet
-from sparse_ddpm_kernels import has_attention_memory
 
 from sparse_ddpm import Sampler
 from sparse_ddpm.convert import Options, convert
@@ -60,12 +59,6 @@ def converted(diffusion: Any, folder: Path, out: Path, **options: Any) -> Ticket
     return convert(out / "model-1.pt", Options(image_size=SIZE, **options))
 
 
-def skip_if_older(folder: Path) -> None:
-    """The library may have been compiled before attention had a memory."""
-    if number(peer.version_of(folder)) >= (1, 9) and not has_attention_memory():
-        pytest.skip("the compiled library is older than the memory of attention")
-
-
 def refused(folder: Path) -> str | None:
     """Why a version is refused, if it is."""
     return "1.7.1" if number(peer.version_of(folder)) == (1, 7, 1) else None
@@ -85,7 +78,6 @@ def test_one_forward_pass(folder: Path, sparsity: float, tmp_path: Path) -> None
     with torch.no_grad():
         wanted = diffusion.model(x, torch.full((3,), 321)).numpy()
     assert wanted.std(axis=(0, 2, 3)).min() > 1e-3
-    skip_if_older(folder)
     for device in ("numpy", "cpu"):
         engine = make_engine(lower(ticket), device, batch=3)
         engine.set_schedule(np.array([321]))
@@ -121,7 +113,6 @@ def test_images_of_its_own_sampler(
         pytest.skip(f"version {peer.version_of(folder)} is refused")
     chosen = {"beta_schedule": schedule, "objective": objective, "sampling_timesteps": 50}
     diffusion = original(folder, 0.9, timesteps=1000, **chosen)
-    skip_if_older(folder)
     ours = {"pred_noise": "eps", "pred_x0": "x0", "pred_v": "v"}[objective]
     ticket = converted(diffusion, folder, tmp_path, objective=ours)
     assert ticket.diffusion.schedule == schedule

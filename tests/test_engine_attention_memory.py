@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from sparse_ddpm_kernels import available_isas, has_attention_memory
+from sparse_ddpm_kernels import available_isas
 
 from sparse_ddpm.accounting.flops import operation_flops
 from sparse_ddpm.engine import make_engine
@@ -27,9 +27,6 @@ TIME = TimeEmbedding(
     np.zeros(1, "f4"),
 )
 KINDS = (Attention, LinearAttention)
-needs_library = pytest.mark.skipif(
-    not has_attention_memory(), reason="the compiled library is older than the memory of attention"
-)
 
 
 def memory(
@@ -84,7 +81,6 @@ def test_the_reference_by_its_formula(kind: type[Attention | LinearAttention]) -
         np.testing.assert_allclose(got[n].reshape(2, 3, 10)[head], wanted, rtol=1e-5, atol=1e-6)
 
 
-@needs_library
 @pytest.mark.parametrize("isa", available_isas())
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_cpu_engine(

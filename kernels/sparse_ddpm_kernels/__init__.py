@@ -16,7 +16,6 @@ from sparse_ddpm_kernels.binding import (
     available_flags,
     available_isas,
     default_isa,
-    has_attention_memory,
     load,
 )
 from sparse_ddpm_kernels.executor import Executor
@@ -35,6 +34,5 @@ __all__ = [
     "available_flags",
     "available_isas",
     "default_isa",
-    "has_attention_memory",
     "load",
 ]

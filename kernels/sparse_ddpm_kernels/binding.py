@@ -13,7 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-ABI = 5
+ABI = 6
 LIBRARY = "sparse_ddpm_cpu.so"
 ISAS = ("baseline", "avx2", "avx512", "neon")
 """Instruction sets, by their number in the library. AArch64 has ``neon`` and nothing else.
@@ -199,12 +199,6 @@ def _load(path: Path) -> ctypes.CDLL:
     for name in ("sdk_arena", "sdk_engine_isa", "sdk_bytes", "sdk_destroy"):
         getattr(library, name).argtypes = (ctypes.c_void_p,)
     return library
-
-
-def has_attention_memory() -> bool:
-    """Whether the library, which may be older than this, knows keys beside those of the pixels."""
-    features = getattr(load(), "sdk_features", None)
-    return features is not None and bool(features() & 1)
 
 
 def available_isas() -> tuple[str, ...]:

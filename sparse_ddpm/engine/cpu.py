@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sparse_ddpm_kernels import POISON, PROFILE, Executor, KernelError, has_attention_memory
+from sparse_ddpm_kernels import POISON, PROFILE, Executor, KernelError
 
 from sparse_ddpm.engine.arena import Placement
 from sparse_ddpm.engine.base import Engine, Images, check_batch, check_timesteps
@@ -16,7 +16,7 @@ from sparse_ddpm.engine.native_ops import NativeOps
 from sparse_ddpm.engine.plan import make_plan
 from sparse_ddpm.engine.precision import check_dtype
 from sparse_ddpm.errors import EngineError, expected
-from sparse_ddpm.program import Attention, LinearAttention, Program
+from sparse_ddpm.program import Program
 
 MAX_THREADS = 1_024
 
@@ -76,16 +76,6 @@ class CpuEngine(Engine):
 
     def _make_executor(self) -> Executor:
         ops = NativeOps(self.plan, self._films)
-        memories = [
-            op.out
-            for op in self.program.operations
-            if isinstance(op, Attention | LinearAttention) and op.memory is not None
-        ]
-        if memories and not has_attention_memory():
-            wanted = "a compiled library that knows it (install sparse-ddpm again)"
-            raise EngineError(
-                expected(f"{memories[0]}: memory of attention", wanted, "an older one")
-            )
         self._names = ops.names
         self._process = os.getpid()
         try:

@@ -442,7 +442,6 @@ void sdk_engine::run(const float *x, float *out, const float *row, int64_t image
 }
 
 int32_t sdk_abi(void) { return SDK_ABI; }
-int32_t sdk_features(void) { return 1; }
 int64_t sdk_op_size(void) { return sizeof(sdk_op); }
 uint32_t sdk_isas(void) { return supported(); }
 int32_t sdk_dot(void) { return multiplies_pairs(); }

@@ -28,7 +28,7 @@
 extern "C" {
 #endif
 
-#define SDK_ABI 5
+#define SDK_ABI 6
 
 enum sdk_kind {
   SDK_LOAD = 0,             /* out = the step's input, float32 [images, C, H, W] */
@@ -170,8 +170,6 @@ typedef struct {
 typedef struct sdk_engine sdk_engine;
 
 SDK_API int32_t sdk_abi(void);
-/* Bits of what came later: 1, attention with a memory. */
-SDK_API int32_t sdk_features(void);
 SDK_API int64_t sdk_op_size(void);
 /* Bit i is set when sdk_isa i is compiled in and this machine has it. */
 SDK_API uint32_t sdk_isas(void);

@@ -94,7 +94,7 @@ struct FileOperation {
 static_assert(sizeof(sdk_tensor) == 48, "layout");
 static_assert(sizeof(FileOperation) == 304, "layout");
 static_assert(sizeof(sdk_linear_head) == 32, "layout");
-static_assert(SDK_ABI == 5, "what the engine has learned since, the file has to say, check and version");
+static_assert(SDK_ABI == 6, "what the engine has learned since, the file has to say, check and version");
 
 struct Limits {
   int threads;
