@@ -11,6 +11,7 @@ import enum
 import functools
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 ABI = 6
@@ -150,15 +151,19 @@ class NativeProgram(ctypes.Structure):
 
 def load() -> ctypes.CDLL:
     """The native library, its functions typed. Raises `KernelError` when there is none."""
-    named = os.environ.get("SPARSE_DDPM_LIBRARY")
-    return _load(Path(named) if named else _installed())
+    return _load(library_path(LIBRARY, "SPARSE_DDPM_LIBRARY"))
 
 
-def _installed() -> Path:
-    """Where the build put the library: beside this file, or, in an editable install, apart."""
+def library_path(name: str, variable: str) -> Path:
+    """What the environment's ``variable`` names, or where the build put the library ``name``.
+
+    That is beside this file or, in an editable install, apart.
+    """
+    if named := os.environ.get(variable):
+        return Path(named)
     folders = [Path(folder) for folder in sys.modules[__package__].__path__]
-    found = (folder / LIBRARY for folder in folders if (folder / LIBRARY).is_file())
-    return next(found, Path(__file__).with_name(LIBRARY))
+    found = (folder / name for folder in folders if (folder / name).is_file())
+    return next(found, Path(__file__).with_name(name))
 
 
 @functools.cache
@@ -203,22 +208,30 @@ def _load(path: Path) -> ctypes.CDLL:
 
 def available_isas() -> tuple[str, ...]:
     """The instruction sets that this machine and this build have, narrowest first."""
-    bits = int(load().sdk_isas())
+    return named_isas(int(load().sdk_isas()))
+
+
+def named_isas(bits: int) -> tuple[str, ...]:
+    """Those whose bit is set."""
     return tuple(name for index, name in enumerate(ISAS) if bits >> index & 1)
 
 
 def chosen_isa() -> int:
     """The instruction set that the environment forces, or -1: the widest available."""
+    name = forced_isa(available_isas)
+    return -1 if name is None else ISAS.index(name)
+
+
+def forced_isa(available: Callable[[], tuple[str, ...]]) -> str | None:
+    """The instruction set that the environment forces. Raises `KernelError` for others."""
     name = os.environ.get("SPARSE_DDPM_ISA")
     if not name:
-        return -1
-    available = available_isas()
-    if name not in available:
+        return None
+    if name not in available():
         known = "is not one of this machine's" if name in ISAS else "is unknown"
-        raise KernelError(
-            f"SPARSE_DDPM_ISA: expected one of {', '.join(available)}, got {name!r}, which {known}."
-        )
-    return ISAS.index(name)
+        wanted = f"one of {', '.join(available())}"
+        raise KernelError(f"SPARSE_DDPM_ISA: expected {wanted}, got {name!r}, which {known}.")
+    return name
 
 
 def default_isa() -> str:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import ctypes
 import enum
 import functools
-import os
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from sparse_ddpm_kernels.binding import ISAS as ISAS
 from sparse_ddpm_kernels.binding import KernelError as KernelError
+from sparse_ddpm_kernels.binding import forced_isa, library_path, named_isas
 
 ABI = 1
 LIBRARY = "sparse_ddpm_train.so"
@@ -139,14 +138,7 @@ class Parameter(ctypes.Structure):
 
 def load() -> ctypes.CDLL:
     """The native library, its functions typed. Raises `KernelError` when there is none."""
-    named = os.environ.get("SPARSE_DDPM_TRAIN_LIBRARY")
-    return _load(Path(named) if named else _installed())
-
-
-def _installed() -> Path:
-    folders = [Path(folder) for folder in sys.modules[__package__].__path__]
-    found = (folder / LIBRARY for folder in folders if (folder / LIBRARY).is_file())
-    return next(found, Path(__file__).with_name(LIBRARY))
+    return _load(library_path(LIBRARY, "SPARSE_DDPM_TRAIN_LIBRARY"))
 
 
 @functools.cache
@@ -187,18 +179,12 @@ def _load(path: Path) -> ctypes.CDLL:
 
 def isas() -> tuple[str, ...]:
     """The instruction sets that this machine can run, narrowest first."""
-    bits = load().sdt_isas()
-    return tuple(name for i, name in enumerate(ISAS) if bits >> i & 1)
+    return named_isas(load().sdt_isas())
 
 
 def default_isa() -> str:
     """The widest, or the one that ``SPARSE_DDPM_ISA`` names. Raises `KernelError`."""
-    available = isas()
-    named = os.environ.get("SPARSE_DDPM_ISA") or available[-1]
-    if named not in available:
-        wanted = f"one of {', '.join(available)}"
-        raise KernelError(f"SPARSE_DDPM_ISA: expected {wanted}, got {named!r}.")
-    return named
+    return forced_isa(isas) or isas()[-1]
 
 
 def vector(isa: str) -> int:
