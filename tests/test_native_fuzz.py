@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -13,11 +14,12 @@ from c_library import build
 from native import ROOT, tool
 from test_kernels_sanitizer import runtime
 
+FUZZ = ROOT / "benchmarks" / "fuzz_native.py"
+
 
 @pytest.fixture(scope="module")
 def fuzz() -> ModuleType:
-    path = ROOT / "benchmarks" / "fuzz_native.py"
-    spec = importlib.util.spec_from_file_location("benchmark_fuzz_native", path)
+    spec = importlib.util.spec_from_file_location("benchmark_fuzz_native", FUZZ)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -57,14 +59,30 @@ def test_what_is_found_is_told(
     assert fuzz.main(["--what", "tickets", "--folder", str(tmp_path), "--count", "10"]) == 1
     assert "ticket 0: IndexError: out of range" in capsys.readouterr().out
 
-    def endless(_: Path) -> None:
-        while True:
-            pass
 
-    monkeypatch.setattr(fuzz, "load_ticket", endless)
-    monkeypatch.setattr(fuzz, "HANG_S", 1)
-    assert fuzz.main(["--what", "tickets", "--folder", str(tmp_path), "--count", "10"]) == 1
-    assert "ticket 0: TimeoutError" in capsys.readouterr().out
+def test_a_hang_is_told(tmp_path: Path) -> None:
+    # In a process of its own: an alarm is a signal, and signals are the whole process's.
+    script = tmp_path / "hang.py"
+    script.write_text(
+        "import importlib.util, sys\n"
+        f"spec = importlib.util.spec_from_file_location('fuzz', {str(FUZZ)!r})\n"
+        "fuzz = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(fuzz)\n"
+        "def endless(_):\n"
+        "    while True: pass\n"
+        "fuzz.load_ticket = endless\n"
+        "fuzz.HANG_S = 1\n"
+        "sys.exit(fuzz.main(['--what', 'tickets', '--count', '10', '--folder', sys.argv[1]]))\n"
+    )
+    found = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert found.returncode == 1, found.stderr
+    assert "ticket 0: TimeoutError" in found.stdout
 
 
 @pytest.mark.slow
