@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from sparse_ddpm.engine.panels import GROUPS
+from sparse_ddpm.engine.costs import GROUPS
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +38,22 @@ def test_every_group_is_timed_beside_the_choice(
     ]
     assert found[0]["name"] == "init_conv"
     for layer in found:
-        measured = {int(group): time for group, time in layer["measured_us"].items()}
-        estimated = {int(group): time for group, time in layer["estimated"].items()}
-        assert tuple(measured) == GROUPS
+        measured = layer["measured_us"]
+        copied = [1, 3][layer["size"] == 3]
+        halo = 0.0 if layer["size"] == 1 else layer["halo_us"]
+        assert (halo > 0.0) is (layer["size"] > 1)
+        assert set(measured) == {
+            f"{group}{way}" for group in GROUPS for way in ("", "c")[: 2 if copied > 1 else 1]
+        }
         assert min(measured.values()) > 0.0
-        assert layer["best"] == min(measured, key=lambda group: measured[group])
-        assert layer["chosen"] == min(estimated, key=lambda group: estimated[group])
-        assert estimated[layer["chosen"]] == 1.0
-        loss = measured[layer["chosen"]] / measured[layer["best"]] - 1.0
+        assert (layer["copies"] > 0) or layer["size"] != 3
+        assert layer["entries"]["1"] >= layer["entries"]["16"]
+        all_in = {way: time + halo * ("c" not in way) for way, time in measured.items()}
+        assert layer["best"] == min(all_in, key=lambda way: all_in[way])
+        estimated = layer["estimated"]
+        assert layer["chosen"].rstrip("c") == min(estimated, key=lambda group: estimated[group])
+        assert estimated[layer["chosen"].rstrip("c")] == 1.0
+        loss = all_in[layer["chosen"]] / all_in[layer["best"]] - 1.0
         assert layer["loss"] == pytest.approx(loss)
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 1 + 2 + len(found) + 1

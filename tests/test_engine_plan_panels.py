@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sparse_ddpm.engine.panels import (
-    ENTRY_COSTS,
+from sparse_ddpm.engine.costs import (
     GROUPS,
+    IMAGE_FITS,
+    IMAGES_COSTS,
     Costs,
-    Panels,
-    choose_group,
-    entry_costs,
-    make_panels,
+    Read,
+    Way,
+    conv_costs,
+    copies_of,
 )
+from sparse_ddpm.engine.panels import Panels, break_even, choose_group, make_panels
 from sparse_ddpm.engine.plan import make_plan
 from sparse_ddpm.errors import EngineError
 from sparse_ddpm.formats import BSR, CSR, Dense, Matrix
@@ -89,8 +91,19 @@ def test_dense_and_vector_weights_share_columns() -> None:
     assert not choice.dense
 
 
-@pytest.mark.parametrize("costs", [row for pair in ENTRY_COSTS.values() for row in pair])
-@pytest.mark.parametrize("density", [1.0, 0.9])
+ALL_COSTS = [
+    *IMAGES_COSTS.values(),
+    *(
+        conv_costs(dtype, 1, size, (side, side), 1 << 20)
+        for dtype in IMAGE_FITS
+        for size in (1, 3)
+        for side in (4, 8, 32)
+    ),
+]
+
+
+@pytest.mark.parametrize("costs", ALL_COSTS)
+@pytest.mark.parametrize("density", [1.0, 0.98])
 def test_above_its_break_even_a_weight_runs_dense_and_says_so(costs: Costs, density: float) -> None:
     choice = choose_group(CSR.from_dense(weights((64, 576), density)), None, costs)
     assert choice.dense
@@ -149,25 +162,61 @@ def test_panels_of_something_else_are_refused() -> None:
 
 
 def test_small_images_of_large_networks_pay_for_their_weights_way() -> None:
-    """Entries that come from memory for one vector of pixels cost more, the narrow ones most."""
-    near = entry_costs("float32", 1, 3, 16, 0)
-    far = entry_costs("float32", 1, 3, 16, 1 << 30)
-    assert near == ENTRY_COSTS["float32"][0]
-    ratios = [far[group][0] / near[group][0] for group in GROUPS]
-    assert ratios[1:] == sorted(ratios[1:], reverse=True)
-    assert 1.2 < ratios[-1] < ratios[0] < ratios[1] < 2.2
-    larger = entry_costs("float32", 1, 3, 64, 1 << 30)
-    for group in GROUPS:
-        assert larger[group][0] - near[group][0] == pytest.approx(
-            (far[group][0] - near[group][0]) / 4
-        )
-    assert entry_costs("float32", 16, 3, 16, 1 << 30) == ENTRY_COSTS["float32"][1]
-    points = entry_costs("float32", 1, 1, 256, 0)
-    assert [points[group][0] > near[group][0] for group in GROUPS] == [True, True, *[False] * 3]
-    half = CSR.from_dense(np.random.default_rng(0).random((64, 576)) * half_mask())
-    assert not choose_group(half, None, near).dense
-    assert choose_group(half, None, far).dense
+    """Entries that come from memory for one vector of pixels cost more."""
+    near, far = (conv_costs("float32", 1, 3, (4, 4), size) for size in (0, 1 << 30))
+    wider = conv_costs("float32", 1, 3, (8, 8), 1 << 30)
+    for way, cost in near.items():
+        more = far[way].entry - cost.entry
+        assert more > 0.0
+        if way.copied:
+            assert wider[way].entry - cost.entry == pytest.approx(more / 4)
+    images = conv_costs("float32", 16, 3, (4, 4), 1 << 30)
+    assert images == IMAGES_COSTS["float32"]
+    assert not any(way.copied for way in images)
 
 
-def half_mask() -> np.ndarray:
-    return np.random.default_rng(1).random((64, 576)) < 0.5
+def test_pixels_are_read_from_copies_where_there_are_enough_taps_for_them() -> None:
+    """One image: a copy of each column, or of each tap of a few pixels, or none."""
+    for size, side, ways in ((1, 8, {False}), (3, 8, {False, True}), (7, 8, {False})):
+        costs = conv_costs("float32", 1, size, (side, side), 0)
+        assert {way.copied for way in costs} == ways
+        assert {way.group for way in costs} == set(GROUPS)
+    assert [copies_of(3, (side, side)) for side in (4, 8, 32)] == [9, 3, 3]
+    costs = conv_costs("float32", 1, 3, (32, 32), 0)
+    few, many = (  # of an input that has a halo anyway
+        choose_group(CSR.from_dense(weights((64, 576), density)), 1, costs, Read(0, 192))
+        for density in (0.01, 0.1)
+    )
+    assert not few.copied
+    assert many.copied
+    wanted = choose_group(CSR.from_dense(weights((64, 576), 0.1)), 1, costs, Read(64, 192), False)
+    assert not wanted.copied
+    pointwise = conv_costs("float32", 1, 1, (8, 8), 0)
+    assert not choose_group(Dense(weights((8, 9), 1.0)), None, pointwise, Read(9), True).copied
+
+
+def test_rows_of_part_of_a_vector_cost_more_in_place() -> None:
+    """Their halo is multiplied, too, and whoever makes them writes row by row."""
+    way = Way(1, False)
+    narrow, wide = (conv_costs("float32", 1, 3, image, 0)[way] for image in ((8, 8), (4, 16)))
+    assert narrow.entry == pytest.approx(wide.entry * 5 / 4)
+    assert narrow.halo > wide.halo > 0.0
+
+
+def test_a_plan_reads_as_it_is_told() -> None:
+    config = UNetConfig(dim=8, dim_mults=(1, 2), channels=1, image_size=16, groups=4)
+    program = lower(synthetic_ticket(config, 0.9))
+    for copied, wanted in ((True, 3), (False, 0)):
+        plan = make_plan(program, copied=copied)
+        step = next(s for s in plan.steps if s.operation.out == "down.0.block1.conv2")
+        assert step.copies == wanted
+        assert ("columns shifted" in step.kernel) is copied
+    assert all(step.copies == 0 for step in make_plan(program, 16, copied=True).steps)
+
+
+def test_breaking_even_counts_copies() -> None:
+    costs = conv_costs("float32", 1, 3, (32, 32), 0)
+    alone = break_even(64, 576, costs)
+    assert 0.3 < alone < 1.0
+    assert break_even(64, 576, costs, 1, Read(64, 192)) != alone
+    assert break_even(64, 576, costs, 16, Read(64, 192)) == 1.0

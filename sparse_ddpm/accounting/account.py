@@ -10,7 +10,8 @@ from sparse_ddpm.accounting.flops import OperationFlops, operation_flops
 from sparse_ddpm.accounting.memory import block_bytes, step_bytes
 from sparse_ddpm.accounting.planned import PlannedBytes, planned_bytes
 from sparse_ddpm.engine.base import AnyPlan, AnyStep
-from sparse_ddpm.engine.panels import FLOAT32_COSTS, break_even, entry_costs
+from sparse_ddpm.engine.costs import BLOCK_COSTS, Read, conv_costs, copies_of
+from sparse_ddpm.engine.panels import break_even
 from sparse_ddpm.engine.plan import DTYPES, Plan, Step, weight_bytes
 from sparse_ddpm.formats import BSR, Matrix
 from sparse_ddpm.program import Conv, Operation
@@ -148,12 +149,14 @@ def _break_even(plan: AnyPlan, step: AnyStep) -> float | None:
 
         return break_even_on_gpu(plan, step)
     weight = convs[0].weight
-    costs = FLOAT32_COSTS
+    costs, read = BLOCK_COSTS, Read()
     if step.block is None:
         _, height, width = plan.program.shapes[convs[0].out]
-        pixels, size = height * width, weight_bytes(plan.program)
-        costs = entry_costs(plan.dtype, plan.lanes, convs[0].size, pixels, size)
-    even = break_even(*weight.shape, costs, unit_rows(weight))
+        size = weight_bytes(plan.program)
+        costs = conv_costs(plan.dtype, plan.lanes, convs[0].size, (height, width), size)
+        channels = weight.shape[1] // convs[0].size ** 2
+        read = Read(channels, channels * copies_of(convs[0].size, (height, width)))
+    even = break_even(*weight.shape, costs, unit_rows(weight), read)
     return min(1.0, even * weight.shape[0] * weight.shape[1] / max(convs[0].places, 1))
 
 

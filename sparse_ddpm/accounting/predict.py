@@ -18,8 +18,8 @@ from sparse_ddpm.accounting.planned import OFFSET, takes_moments
 from sparse_ddpm.accounting.tiling import tile
 from sparse_ddpm.engine.arena import LINE
 from sparse_ddpm.engine.base import AnyPlan
+from sparse_ddpm.engine.costs import BLOCK_COSTS, Read, Way, conv_costs, halo_cost
 from sparse_ddpm.engine.fuse import LinearBlock
-from sparse_ddpm.engine.panels import FLOAT32_COSTS, entry_costs
 from sparse_ddpm.engine.plan import DTYPES, Plan, Step, weight_bytes
 from sparse_ddpm.program import Attention, ChannelNorm, Concat, Conv, LinearAttention, NormAct
 from sparse_ddpm.program.program import Shape
@@ -39,7 +39,6 @@ class Costs:
     entry: float
     """Of the panels' own estimate."""
     panel: float
-    copied: float
     stored: float
     residual: float
     norm: float
@@ -63,14 +62,13 @@ class Costs:
 
 COSTS: Mapping[bool, Costs] = {
     False: Costs(
-        entry=1.02,
-        panel=50.0,
-        copied=6.0,
+        entry=1.08,
+        panel=0.0,
         stored=0.0,
         residual=1.0,
-        norm=14.7,
-        norm_again=14.0,
-        norm_channel=18.4,
+        norm=13.7,
+        norm_again=3.7,
+        norm_channel=37.5,
         channel_norm=8.3,
         channel_norm_channel=62.0,
         moved=6.0,
@@ -88,7 +86,6 @@ COSTS: Mapping[bool, Costs] = {
     True: Costs(
         entry=1.05,
         panel=0.0,
-        copied=6.9,
         stored=8.5,
         residual=2.0,
         norm=15.1,
@@ -230,7 +227,10 @@ def _work(
             again = before is None or not takes_moments(plan, before, step)
             each = costs.norm + costs.norm_again * again
             each += costs.residual * (operation.residual is not None)
-            return each * vectors + costs.norm_channel * channels, float(groups)
+            halo = 0.0
+            if plan.lanes == 1 and plan.arena.placements[operation.out].row_stride != shape[2]:
+                halo = halo_cost(shape[1:]) * vectors
+            return each * vectors + costs.norm_channel * channels + halo, float(groups)
         case ChannelNorm():
             each = costs.channel_norm + costs.residual * (operation.residual is not None)
             return each * vectors + costs.channel_norm_channel * channels, float(shape[1])
@@ -249,23 +249,20 @@ def _conv(plan: Plan, step: Step, operation: Conv, costs: Costs, weights: int) -
     tiling = tile(plan, step)
     rows, group = operation.weight.shape[0], step.group
     panels = -(-rows // group)
-    pixels, size = _pixels(plan, step), operation.size
-    entry, start = entry_costs(plan.dtype, plan.lanes, size, pixels, weights)[group]
-    panel_work = (step.entries * entry + panels * group * start) * tiling.vectors
+    _, height, width = plan.program.shapes[operation.out]
+    costs_of = conv_costs(plan.dtype, plan.lanes, operation.size, (height, width), weights)
+    cost = costs_of[Way(group, step.copies > 0)]
+    vectors = max(1.0, height * width * plan.lanes / LINE)
+    work = costs.entry * vectors * cost.time(step.entries, panels * group, Read(0, tiling.copies))
     stored = costs.stored + costs.residual * (operation.residual is not None)
-    return (
-        costs.entry * panel_work
-        + costs.panel * panels
-        + costs.copied * tiling.copies * tiling.copied / LINE
-        + stored * rows * tiling.vectors
-    )
+    return work + costs.panel * panels + stored * rows * tiling.vectors
 
 
 def _block(block: LinearBlock, plan: Plan, shape: Shape, costs: Costs) -> float:
     pixels = shape[1] * shape[2] * plan.lanes
     dim = block.mix.dim_head
     panels = sum(
-        weight.entries * FLOAT32_COSTS[weight.group][0]
+        weight.entries * BLOCK_COSTS[Way(weight.group, False)].entry
         + 0.1 * len(weight.panels.rows) * weight.group
         for weight in block.weights
     )

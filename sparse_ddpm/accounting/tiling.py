@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from sparse_ddpm.engine.arena import LINE
-from sparse_ddpm.engine.plan import Plan, Step
+from sparse_ddpm.engine.plan import Plan, Step, copies_read
 from sparse_ddpm.program import Conv
 
 TILE_LIMITS = {1: 16, 2: 12, 4: 6, 8: 3, 16: 1}
@@ -80,7 +78,7 @@ def tile(plan: Plan, step: Step) -> Tiling:
             for part in (rows[i : i + each] for i in range(0, len(rows), each))
         ]
         read = [height + 2 * above] if flat else read
-        copies = _copies_read(operation, step.copies)
+        copies = copies_read(operation, step.copies)
         copied = sum(read) * row
         held = (-(-max(read) * row // LINE) | 1) * LINE
         doubled = max(read) * row if step.upsample is not None else 0
@@ -136,10 +134,3 @@ def _cut(high: int, across: int, limit: int, row: int) -> tuple[int, list[tuple[
                 done += now
         at += rows
     return most * start[1], made
-
-
-def _copies_read(operation: Conv, copies: int) -> int:
-    """Of all shifted copies, those that some weight reads."""
-    size = operation.size
-    taps = operation.weight.stored().any(axis=0).reshape(-1, size, size)
-    return int(np.count_nonzero(taps if copies > size else taps.any(axis=1)))

@@ -192,13 +192,14 @@ def weight_costs(architecture: UNetConfig, pattern: Pattern, density: Fraction) 
     """
     import numpy as np
 
-    from sparse_ddpm.engine.panels import ENTRY_COSTS, choose_group
+    from sparse_ddpm.engine.costs import IMAGES_COSTS, Way
+    from sparse_ddpm.engine.panels import choose_group
     from sparse_ddpm.formats import CSR
     from sparse_ddpm.lottery.costs import pixels_of
     from sparse_ddpm.lottery.pruning import prunable
     from sparse_ddpm.ticket.synthetic import random_mask
 
-    costs = ENTRY_COSTS["float32"][1]
+    costs = IMAGES_COSTS["float32"]
     pixels = pixels_of(architecture)
     rng = np.random.default_rng(0)
     out: dict[str, float] = {}
@@ -209,8 +210,8 @@ def weight_costs(architecture: UNetConfig, pattern: Pattern, density: Fraction) 
             continue
         mask = random_mask(parameter.shape, 1.0 - float(density), pattern, rng)
         mask = mask.reshape(len(mask), -1)
-        choice = choose_group(CSR.from_dense(mask.astype(np.float32), mask), entry_costs=costs)
-        entry = choice.entries * costs[choice.group][0] / np.count_nonzero(mask)
+        choice = choose_group(CSR.from_dense(mask.astype(np.float32), mask), costs=costs)
+        entry = choice.entries * costs[Way(choice.group, False)].entry / np.count_nonzero(mask)
         out[name] = float(pixels[name] * entry)
     return out
 

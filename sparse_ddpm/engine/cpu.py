@@ -35,7 +35,8 @@ class CpuEngine(Engine):
     float16 has 11 bits and is at most 65504; what is more becomes infinity.
     ``threads``: default all cores this process may use, the caller's own included.
     ``keep_all``: give every value memory of its own. ``group``: the G of every convolution's
-    panels (default: the plan chooses). ``profile``: see `timings`.
+    panels, ``copied``: whether they read shifted copies of their input where they can (default of
+    both: the plan chooses). ``profile``: see `timings`.
     Environment: ``SPARSE_DDPM_ISA`` forces an instruction set, ``SPARSE_DDPM_POISON=1`` fills the
     memory of activations with NaN before every run (for tests).
     In a forked process an engine works on, with threads of its own.
@@ -52,6 +53,7 @@ class CpuEngine(Engine):
         *,
         keep_all: bool = False,
         group: int | None = None,
+        copied: bool | None = None,
         profile: bool = False,
     ) -> None:
         threads = default_threads() if threads is None else threads
@@ -61,8 +63,10 @@ class CpuEngine(Engine):
         self.batch = check_batch(batch)
         self.threads = threads
         self.dtype = dtype
-        self._group = group
-        self.plan = make_plan(program, self.batch, dtype, keep_all=keep_all, group=group)
+        self._group, self._copied = group, copied
+        self.plan = make_plan(
+            program, self.batch, dtype, keep_all=keep_all, group=group, copied=copied
+        )
         precision = check_dtype(dtype)
         self._tracer: CpuEngine | None = self if keep_all else None
         self._timesteps: NDArray[np.float64] | None = None
@@ -131,6 +135,7 @@ class CpuEngine(Engine):
                 self.dtype,
                 keep_all=True,
                 group=self._group,
+                copied=self._copied,
             )
         tracer = self._tracer
         if tracer is not self and self._timesteps is not None:

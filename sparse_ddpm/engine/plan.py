@@ -13,16 +13,10 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_ddpm.engine.arena import LINE, Arena, Placement, lanes_for, plan_arena
+from sparse_ddpm.engine.arena import Arena, Placement, lanes_for, plan_arena
+from sparse_ddpm.engine.costs import GROUPS, Read, conv_costs, copies_of
 from sparse_ddpm.engine.fuse import LinearBlock, fuse
-from sparse_ddpm.engine.panels import (
-    GROUPS,
-    GroupChoice,
-    Panels,
-    choose_group,
-    entry_costs,
-    make_panels,
-)
+from sparse_ddpm.engine.panels import GroupChoice, Panels, choose_group, make_panels
 from sparse_ddpm.errors import EngineError, expected
 from sparse_ddpm.program import (
     Add,
@@ -37,7 +31,6 @@ from sparse_ddpm.program import (
     SpaceToDepth,
     Upsample2x,
 )
-from sparse_ddpm.program.program import Shape
 
 DTYPES: Mapping[str, int] = MappingProxyType({"float32": 4, "float16": 2, "bfloat16": 2})
 """Precisions and the bytes of an activation in memory.
@@ -47,16 +40,6 @@ bfloat16: so too, but panels of 8 and 16 channels multiply in bfloat16 and add i
 """
 
 MAX_OFFSET = 2**31 - 1
-
-SMALL_IMAGE = 64
-"""Pixels of an image for which shifted copies pay with any panels."""
-
-COPIED_GROUP = 2
-"""The widest panels with which they pay for larger images, too."""
-
-MAX_COPIED_SIZE = 5
-"""Larger kernels would need more copies than they are worth."""
-
 
 Weightless = (
     NormAct | ChannelNorm | Attention | LinearAttention | SpaceToDepth | Upsample2x | Concat | Add
@@ -155,12 +138,14 @@ def make_plan(
     *,
     keep_all: bool = False,
     group: int | None = None,
+    copied: bool | None = None,
 ) -> Plan:
     """Lay out ``program`` for ``batch`` images of activations of ``dtype``, one of `DTYPES`.
 
     ``keep_all``: every value is stored and no memory is used again, so that all of them can be read
     after a step.
-    ``group``: the G of every convolution, default by estimated time. Raises `EngineError`.
+    ``group``: the G of every convolution, ``copied``: whether they read shifted copies of their
+    input where they can; default of both: by estimated time. Raises `EngineError`.
     """
     if dtype not in DTYPES:
         raise EngineError(
@@ -173,19 +158,18 @@ def make_plan(
     inside = {name for block in blocks.values() for name in block.inside}
     convs = [op for op in program.operations if isinstance(op, Conv) and op.out not in inside]
     size = weight_bytes(program)
-    groups = {}
+    groups, shifted = {}, {}
     for conv in convs:
         _, height, width = program.shapes[conv.out]
-        costs = entry_costs(dtype, lanes, conv.size, height * width, size)
-        groups[conv.out] = choose_group(conv.weight, group, costs)
-    copied = {
-        op.out: copies
-        for op in convs
-        if (copies := _choose_copies(op, groups[op.out].group, lanes, program.shapes[op.out]))
-    }
-    upsamples = {} if keep_all else _upsamples(program, copied)
+        costs = conv_costs(dtype, lanes, conv.size, (height, width), size)
+        copies = copies_of(conv.size, (height, width))
+        read = Read(conv.weight.shape[1] // conv.size**2, copies_read(conv, copies))
+        groups[conv.out] = choice = choose_group(conv.weight, group, costs, read, copied)
+        if choice.copied:
+            shifted[conv.out] = copies
+    upsamples = {} if keep_all else _upsamples(program, shifted)
     inside |= {upsample.out for upsample in upsamples.values()}
-    arena = plan_arena(program, lanes, keep_all, copied, upsamples, blocks, DTYPES[dtype])
+    arena = plan_arena(program, lanes, keep_all, shifted, upsamples, blocks, DTYPES[dtype])
     steps = []
     for op in program.operations:
         if op.out in inside:
@@ -193,7 +177,7 @@ def make_plan(
         if op.out in blocks:
             steps.append(_block_step(blocks[op.out], program))
         elif isinstance(op, Conv):
-            copies, upsample = copied.get(op.out, 0), upsamples.get(op.out)
+            copies, upsample = shifted.get(op.out, 0), upsamples.get(op.out)
             steps.append(_conv_step(op, program, groups[op.out], copies, upsample))
         else:
             steps.append(_step(op, arena, reasons))
@@ -212,19 +196,11 @@ def _block_step(block: LinearBlock, program: Program) -> Step:
     return Step(block.out_norm, kernel, block.reason, flops=flops, block=block)
 
 
-def _choose_copies(operation: Conv, group: int, lanes: int, shape: Shape) -> int:
-    """Shifted copies of each input channel that pay, 0 for none.
-
-    With whole vectors of images as lanes every tap is aligned. Otherwise copies save the loads that
-    cross cache lines and the halo, and cost their own making (measured: they pay where each loaded
-    pixel is used once or twice, and for small images, where much of each row is halo).
-    """
-    image = shape[1] * shape[2] * lanes
-    if operation.size == 1 or operation.size > MAX_COPIED_SIZE or lanes % LINE == 0:
-        return 0
-    if image <= LINE:
-        return operation.size**2
-    return operation.size if group <= COPIED_GROUP or image <= SMALL_IMAGE else 0
+def copies_read(operation: Conv, copies: int) -> int:
+    """Of ``copies`` shifted ones of each input channel, those that some weight reads."""
+    size = operation.size
+    taps = operation.weight.stored().any(axis=0).reshape(-1, size, size)
+    return int(np.count_nonzero(taps if copies > size else taps.any(axis=1)))
 
 
 def _upsamples(program: Program, copied: Mapping[str, int]) -> dict[str, Upsample2x]:
