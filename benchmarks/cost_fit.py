@@ -48,7 +48,7 @@ def cases(layers: Sequence[dict[str, Any]], place: str, group: int) -> Iterator[
         far = layer["weight_bytes"] / (layer["weight_bytes"] + NEAR_BYTES)
         parts = Fit(
             entry=entries * multiplied,
-            fetch=entries * far,
+            fetch=entries * far / vectors,
             channel=panels * group * multiplied,
             panel=panels,
             copy=layer["copies"] * vectors if copied else 0.0,

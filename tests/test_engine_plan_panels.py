@@ -169,7 +169,7 @@ def test_small_images_of_large_networks_pay_for_their_weights_way() -> None:
         more = far[way].entry - cost.entry
         assert more > 0.0
         if way.copied:
-            assert wider[way].entry - cost.entry == pytest.approx(more / 4)
+            assert wider[way].entry - cost.entry == pytest.approx(more / 16)
     images = conv_costs("float32", 16, 3, (4, 4), 1 << 30)
     assert images == IMAGES_COSTS["float32"]
     assert not any(way.copied for way in images)

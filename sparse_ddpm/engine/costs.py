@@ -65,8 +65,10 @@ Costs = Mapping[Way, Cost]
 
 
 class Fit(NamedTuple):
-    """One image a pass. ``entry``, ``channel`` and ``copy`` are of a `Cost`; ``fetch``: what each
-    entry costs more that comes from beyond the caches; ``panel``: of a panel, whatever its pixels.
+    """One image a pass. ``entry``, ``channel`` and ``copy`` are of a `Cost`; ``panel``: of a panel,
+    whatever its pixels; ``fetch``: what each entry costs more that comes from beyond the caches, if
+    one vector is multiplied by it: half of that with two, a quarter with four, as the next ones are
+    on their way meanwhile.
     """
 
     entry: float
@@ -98,75 +100,75 @@ IMAGE_FITS: Mapping[str, Mapping[str, tuple[Fit, ...]]] = MappingProxyType(
         "float32": MappingProxyType(
             {
                 "pointwise": (
-                    Fit(2.47, 1.4, 6.8, 26.0),
-                    Fit(2.84, 2.69, 6.52, 22.7),
-                    Fit(4.49, 4.78, 6.37, 45.3),
-                    Fit(9.1, 7.39, 6.86, 121.0),
-                    Fit(18.3, 11.1, 10.6, 239.0),
+                    Fit(2.55, 1.4, 6.64, 26.0),
+                    Fit(3.0, 2.46, 6.18, 24.1),
+                    Fit(4.79, 4.31, 5.97, 48.6),
+                    Fit(9.55, 6.47, 6.45, 129.0),
+                    Fit(19.0, 9.48, 10.1, 255.0),
                 ),
                 "in place": (
-                    Fit(2.25, 0.502, 9.86, 115.0),
-                    Fit(2.11, 2.13, 9.12, 229.0),
-                    Fit(4.01, 2.2, 5.72, 422.0),
-                    Fit(8.21, 3.3, 5.75, 844.0),
-                    Fit(16.5, 6.8, 9.03, 1730.0),
+                    Fit(2.23, 0.969, 10.2, 112.0),
+                    Fit(2.2, 2.24, 8.62, 227.0),
+                    Fit(4.1, 2.15, 5.42, 422.0),
+                    Fit(8.36, 2.93, 5.47, 848.0),
+                    Fit(16.8, 6.07, 8.7, 1740.0),
                 ),
                 "copies": (
-                    Fit(1.47, 2.2, 0.916, 28.3, 9.52),
-                    Fit(1.91, 2.86, 4.67, 11.3, 9.74),
-                    Fit(3.75, 3.84, 4.55, 0.0, 11.1),
-                    Fit(8.0, 5.59, 5.07, 0.309, 12.0),
-                    Fit(17.2, 5.58, 9.38, 21.0, 12.4),
+                    Fit(1.59, 2.19, 0.496, 27.8, 9.03),
+                    Fit(2.09, 2.86, 4.49, 10.7, 8.97),
+                    Fit(4.01, 3.8, 4.52, 0.0, 10.3),
+                    Fit(8.43, 5.28, 5.13, 6.26, 10.9),
+                    Fit(17.7, 5.0, 9.46, 38.0, 11.6),
                 ),
             }
         ),
         "float16": MappingProxyType(
             {
                 "pointwise": (
-                    Fit(2.14, 2.14, 4.98, 30.3),
-                    Fit(2.85, 3.63, 5.12, 27.4),
-                    Fit(4.84, 5.67, 5.32, 32.7),
-                    Fit(10.2, 9.34, 5.84, 97.1),
-                    Fit(17.7, 17.5, 9.41, 245.0),
+                    Fit(2.24, 1.9, 4.67, 31.5),
+                    Fit(3.04, 3.26, 4.78, 29.3),
+                    Fit(5.15, 5.16, 4.99, 35.2),
+                    Fit(10.7, 8.37, 5.52, 102.0),
+                    Fit(18.7, 15.5, 8.98, 260.0),
                 ),
                 "in place": (
-                    Fit(1.84, 1.31, 7.36, 109.0),
-                    Fit(2.49, 2.17, 5.4, 228.0),
-                    Fit(4.25, 3.07, 4.25, 414.0),
-                    Fit(9.2, 1.61, 4.71, 758.0),
-                    Fit(16.4, 2.39, 7.86, 1700.0),
+                    Fit(1.89, 1.28, 6.99, 109.0),
+                    Fit(2.57, 2.06, 4.96, 228.0),
+                    Fit(4.36, 3.17, 4.0, 412.0),
+                    Fit(9.25, 1.68, 4.66, 756.0),
+                    Fit(16.5, 2.24, 7.78, 1710.0),
                 ),
                 "copies": (
-                    Fit(1.87, 1.44, 3.19, 22.5, 5.32),
-                    Fit(2.41, 2.04, 4.45, 14.9, 6.33),
-                    Fit(4.02, 3.47, 3.15, 18.2, 8.19),
-                    Fit(8.7, 4.35, 3.14, 71.4, 8.68),
-                    Fit(17.0, 2.81, 6.68, 149.0, 11.6),
+                    Fit(1.95, 1.34, 2.86, 22.8, 5.08),
+                    Fit(2.54, 1.96, 4.28, 14.8, 5.9),
+                    Fit(4.25, 3.38, 3.08, 18.1, 7.55),
+                    Fit(9.02, 3.92, 3.13, 76.6, 7.93),
+                    Fit(17.2, 2.42, 6.71, 157.0, 11.2),
                 ),
             }
         ),
         "bfloat16": MappingProxyType(
             {
                 "pointwise": (
-                    Fit(2.14, 2.18, 5.27, 31.0),
-                    Fit(2.86, 3.52, 5.3, 26.8),
-                    Fit(4.77, 5.64, 5.66, 37.7),
-                    Fit(7.12, 6.72, 6.38, 102.0),
-                    Fit(15.5, 10.7, 10.1, 149.0),
+                    Fit(2.25, 1.98, 5.01, 31.8),
+                    Fit(3.04, 3.21, 5.01, 28.1),
+                    Fit(5.09, 5.19, 5.37, 39.4),
+                    Fit(7.51, 6.02, 6.12, 106.0),
+                    Fit(16.1, 9.17, 9.76, 158.0),
                 ),
                 "in place": (
-                    Fit(1.85, 1.26, 7.34, 116.0),
-                    Fit(2.51, 2.13, 5.72, 231.0),
-                    Fit(4.28, 2.85, 4.39, 435.0),
-                    Fit(6.47, 0.488, 5.35, 751.0),
-                    Fit(14.2, 1.78, 8.68, 1530.0),
+                    Fit(1.9, 1.25, 7.03, 116.0),
+                    Fit(2.6, 2.02, 5.33, 231.0),
+                    Fit(4.38, 2.97, 4.18, 432.0),
+                    Fit(6.48, 0.555, 5.34, 749.0),
+                    Fit(14.3, 1.57, 8.61, 1530.0),
                 ),
                 "copies": (
-                    Fit(1.87, 1.42, 3.06, 27.5, 5.62),
-                    Fit(2.4, 2.14, 4.11, 26.7, 6.77),
-                    Fit(4.0, 3.57, 2.75, 42.1, 8.77),
-                    Fit(5.98, 3.94, 2.94, 119.0, 9.54),
-                    Fit(14.8, 1.5, 7.53, 116.0, 10.7),
+                    Fit(1.95, 1.33, 2.77, 27.3, 5.42),
+                    Fit(2.54, 2.06, 3.93, 26.2, 6.37),
+                    Fit(4.24, 3.49, 2.68, 41.4, 8.16),
+                    Fit(6.27, 3.65, 2.95, 122.0, 8.85),
+                    Fit(15.0, 1.22, 7.55, 122.0, 10.4),
                 ),
             }
         ),
@@ -204,7 +206,7 @@ def conv_costs(dtype: str, lanes: int, size: int, image: tuple[int, int], weight
             multiplied = vectors_in_place(size, image)
         for group, fit in zip(GROUPS, fits, strict=True):
             made[Way(group, where == "copies")] = Cost(
-                (fit.entry * multiplied + fit.fetch * far) / vectors,
+                (fit.entry * multiplied + fit.fetch * far / vectors) / vectors,
                 (fit.channel * multiplied + fit.panel / group) / vectors,
                 fit.copy,
                 halo,
