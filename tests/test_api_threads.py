@@ -256,3 +256,24 @@ def test_the_benchmark_of_threads_and_forks(tmp_path: Path) -> None:
     assert result["short_lived"]["processes"] >= 1
     assert all(claim["holds"] for claim in result["claims"])
     assert min(one["images"] for one in [result["parent"], *result["children"]]) > 0
+
+
+@pytest.mark.parametrize(
+    ("images", "wanted"),
+    [
+        (1, [1]),
+        (3, [1, 1, 1]),
+        (15, [16]),
+        (16, [16]),
+        (32, [16, 16]),
+        (33, [16, 16, 1]),
+        (48, [16] * 3),
+    ],
+)
+def test_images_make_no_more_passes_than_they_need(images: int, wanted: list[int]) -> None:
+    """16 once took a second pass, of nothing."""
+    program = lower(
+        synthetic_ticket(UNetConfig(dim=8, dim_mults=(1,), image_size=4, groups=4), 0.5)
+    )
+    assert Settings(program, "cpu", 1, None).passes(images) == wanted
+    assert sum(wanted) >= images

@@ -59,7 +59,8 @@ class Settings:
         if self.device not in ("auto", "cpu"):
             return [images]
         whole, rest = divmod(images, LINE)
-        return [LINE] * whole + ([LINE] if lanes_for(rest) == LINE else [1] * rest)
+        together = rest > 0 and lanes_for(rest) == LINE
+        return [LINE] * whole + ([LINE] if together else [1] * rest)
 
 
 class Planned:
