@@ -48,3 +48,29 @@ def dtype(request: pytest.FixtureRequest, triton_dtypes: tuple[Any, ...]) -> Any
     if request.param >= len(triton_dtypes):
         pytest.skip("the interpreter is right in float32 alone")
     return triton_dtypes[request.param]
+
+
+@pytest.fixture(scope="session")
+def c_folder() -> Path:
+    """The C library and its example, built."""
+    from c_library import quick_build
+
+    return quick_build()
+
+
+@pytest.fixture(scope="session")
+def c_library(c_folder: Path) -> Any:
+    """The C library, loaded."""
+    from c_library import Library
+
+    return Library(c_folder / "libsparse_ddpm.so")
+
+
+@pytest.fixture(scope="session")
+def shipped_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped ticket as a model of the C library."""
+    from c_models import write_shipped
+
+    path = tmp_path_factory.mktemp("model") / "shipped.sddpm"
+    write_shipped(path)
+    return path

@@ -92,6 +92,6 @@ def test_the_table_is_python(
     file.write_text(json.dumps({"dtype": "float16", "layers": layers(1e-3)}))
     assert cost_fit.main([str(file)]) == 0
     text = capsys.readouterr().out
-    made = eval(f"{{{text}}}", {"MappingProxyType": dict, "Fit": Fit})  # noqa: S307
+    made = eval(f"{{{text}}}", {"MappingProxyType": dict, "Fit": Fit})
     assert set(made["float16"]) == {"pointwise", "in place", "copies"}
     assert all(len(fits) == len(GROUPS) for fits in made["float16"].values())
