@@ -108,7 +108,7 @@ COSTS: Mapping[bool, Costs] = {
 }
 """By whether vectors hold images."""
 
-WAIT = 2.0e-6
+WAIT = 1.1e-6
 """Seconds until another thread sees that an operation is done, at each operation."""
 SHARED_BYTE = 0.03e-9
 """Seconds more for each byte that an operation reads of what another thread wrote."""
