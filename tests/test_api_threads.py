@@ -272,8 +272,6 @@ def test_the_benchmark_of_threads_and_forks(tmp_path: Path) -> None:
 )
 def test_images_make_no_more_passes_than_they_need(images: int, wanted: list[int]) -> None:
     """16 once took a second pass, of nothing."""
-    program = lower(
-        synthetic_ticket(UNetConfig(dim=8, dim_mults=(1,), image_size=4, groups=4), 0.5)
-    )
+    program = lower(synthetic_ticket(UNetConfig(8, (1,), 1, 4, groups=4), 0.5))
     assert Settings(program, "cpu", 1, None).passes(images) == wanted
     assert sum(wanted) >= images
