@@ -14,6 +14,18 @@ if importlib.util.find_spec("triton") is not None and not Path("/dev/nvidiactl")
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """xdist would begin with the files of most tests, which are not the longest ones."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, so that none is left over for one process at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The real data sets: the folder SPARSE_DDPM_DATA, or ``../shared/data`` of the repository."""

@@ -38,7 +38,6 @@ class Costs:
 
     entry: float
     """Of the panels' own estimate."""
-    panel: float
     stored: float
     residual: float
     norm: float
@@ -63,7 +62,6 @@ class Costs:
 COSTS: Mapping[bool, Costs] = {
     False: Costs(
         entry=1.08,
-        panel=0.0,
         stored=0.0,
         residual=1.0,
         norm=13.7,
@@ -85,7 +83,6 @@ COSTS: Mapping[bool, Costs] = {
     ),
     True: Costs(
         entry=1.05,
-        panel=0.0,
         stored=8.5,
         residual=2.0,
         norm=15.1,
@@ -197,11 +194,6 @@ class _Memory:
         return moved / self.bytes_per_s
 
 
-def _pixels(plan: Plan, step: Step) -> int:
-    _, height, width = plan.program.shapes[step.operation.out]
-    return height * width
-
-
 def _weight_bytes(step: Step) -> int:
     return step.entries * (FLOAT32 * step.group + OFFSET)
 
@@ -255,7 +247,7 @@ def _conv(plan: Plan, step: Step, operation: Conv, costs: Costs, weights: int) -
     vectors = max(1.0, height * width * plan.lanes / LINE)
     work = costs.entry * vectors * cost.time(step.entries, panels * group, Read(0, tiling.copies))
     stored = costs.stored + costs.residual * (operation.residual is not None)
-    return work + costs.panel * panels + stored * rows * tiling.vectors
+    return work + stored * rows * tiling.vectors
 
 
 def _block(block: LinearBlock, plan: Plan, shape: Shape, costs: Costs) -> float:
