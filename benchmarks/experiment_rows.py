@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks" / "experiments"
 RESULTS = ROOT / "benchmarks" / "results" / "tickets"
 COMMON = "common"
-TABLES = ("matching", "control", "similarity", "allocation", "pattern")
+TABLES = ("matching", "control", "similarity", "allocation", "pattern", "shipping")
 STAGES = ("train", "inspect", "evaluate", "bench")
 KNOWN = ("title", "tables", "seeds", "budget", "train", "evaluate", "of", "control", "pair")
 

@@ -41,9 +41,10 @@ from sparse_ddpm.ticket import (
     Ticket,
     UNet2DConfig,
     UNetConfig,
+    find_ticket,
     load_ticket,
-    shipped_ticket_path,
     synthetic_ticket,
+    ticket_names,
 )
 
 PARTS = ("files", "cost", "speed")
@@ -92,17 +93,18 @@ EPS = f"{LARGE}, eps"
 There x0 is up to 1,825 times the output, and little is left of float32: what an image is off by is
 told, with what a change of our outputs by `NUDGE` of their largest does, and nothing is claimed."""
 NUDGE = 1e-6
-FILES = ("shipped", *RATIOS, EPS, *ODD)
-SPEED = ("shipped", *RATIOS, "small:0.99:vector:16", "paper:0.99:vector:16")
-SAMPLERS = (("shipped", 1), ("shipped", 16), (LARGE, 1), (LARGE, 16))
+SHIPPED = "mnist"
+FILES = (SHIPPED, *RATIOS, EPS, *ODD)
+SPEED = (SHIPPED, *RATIOS, "small:0.99:vector:16", "paper:0.99:vector:16")
+SAMPLERS = ((SHIPPED, 1), (SHIPPED, 16), (LARGE, 1), (LARGE, 16))
 
 Run = Callable[[dict[str, NDArray[Any]]], NDArray[np.float32]]
 """A loaded file: inputs by name to its first output."""
 
 
 def ticket_of(name: str) -> Ticket:
-    if name == "shipped":
-        return load_ticket(shipped_ticket_path())
+    if name in ticket_names():
+        return load_ticket(find_ticket(name))
     if name == EPS:
         return synthetic(LARGE)
     ticket = ODD[name]() if name in ODD else synthetic(name)

@@ -1,7 +1,7 @@
 """Speed-up against sparsity: ``sparse-ddpm bench`` for a list of tickets, a table and a picture.
 
 python benchmarks/speedup.py [--model paper] [--sparsity 0 0.9 0.99] [--pattern element vector:16]
-    [--shipped] [--resume | --kept] [-o docs/cpu-speedup.png] [arguments of bench after --]
+    [--tickets mnist] [--resume | --kept] [-o docs/cpu-speedup.png] [arguments of bench after --]
 
 Each result is kept as JSON under benchmarks/results/cpu; with --resume those that exist are not
 measured again, with --kept nothing is measured. The table, in Markdown, goes to stdout.
@@ -29,7 +29,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", default="paper", choices=("paper", "small"))
     parser.add_argument("--sparsity", nargs="+", default=list(SPARSITIES), metavar="S")
     parser.add_argument("--pattern", nargs="+", default=["element", "vector:16"])
-    parser.add_argument("--shipped", action="store_true", help="a row for the shipped ticket too")
+    parser.add_argument(
+        "--tickets", nargs="+", metavar="NAME", default=[], help="that ship; a row each"
+    )
     keep = parser.add_mutually_exclusive_group()
     keep.add_argument("--resume", action="store_true", help="keep the results that exist")
     keep.add_argument("--kept", action="store_true", help="only show the results that exist")
@@ -50,8 +52,7 @@ def jobs(options: argparse.Namespace) -> list[tuple[str, list[str]]]:
             kind = "element" if dense else pattern
             name = f"{options.model}-{sparsity}-{kind.replace(':', '')}"
             found[name] = ["--synthetic", f"{options.model}:{sparsity}:{kind}"]
-    if options.shipped:
-        found["shipped"] = []
+    found |= {name: [name] for name in options.tickets}
     if not options.kept:
         return list(found.items())
     kept = [(name, job) for name, job in found.items() if _path(name, options).exists()]
@@ -111,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
         check_picture(options.picture)
         results = {name: measure(name, job, options) for name, job in jobs(options)}
         table(results)
-        synthetic = [result for name, result in results.items() if name != "shipped"]
+        synthetic = [result for name, result in results.items() if name not in options.tickets]
         save_speedup(_spread_dense(synthetic), options.picture)
     except SparseDDPMError as error:
         print(f"speedup: {error}", file=sys.stderr)

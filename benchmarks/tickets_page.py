@@ -39,6 +39,8 @@ from sparse_ddpm.files import write_atomically
 
 TARGETS = {90: 1.05, 95: 1.05, 99: 1.15}
 """distance(ticket) / distance(dense), at most, by sparsity in per cent."""
+CLEAR = 1.1
+"""From which ratio of two distances on one row is called clearly worse."""
 OF_ROWS = ("rounds", "dense-steps", "steps", "final-steps", "rewind")
 QUALITIES = (1.05, 1.15, 1.5)
 """At which patterns are compared: distance as a multiple of dense."""
@@ -46,6 +48,15 @@ TICKET_HEADER = (
     "| row | seeds | gone | distance | / dense | precision | recall | kB | MFLOP | peak MiB "
     "| ms, batch 1 | ms, batch 16 |"
 )
+
+
+def verdict(ratio: float) -> str:
+    """What a control's distance over its ticket's says."""
+    if ratio > CLEAR:
+        return "clearly worse than the ticket"
+    if ratio < 1.0 / CLEAR:
+        return "clearly BETTER than the ticket"
+    return f"no clear difference from the ticket (less than {100 * (CLEAR - 1.0):.0f} %)"
 
 
 class Page:
@@ -68,6 +79,7 @@ class Page:
             self.similarity(),
             self.allocation(),
             self.pattern(),
+            self.shipping(),
             self.saving(),
             self.not_run(),
         ]
@@ -75,6 +87,7 @@ class Page:
 
     def head(self) -> Iterator[str]:
         done = [name for name in self.rows if self.complete(name)]
+        begun = [n for n in self.rows if n not in done and self.results[n]["runs"]]
         train = self.rows["dense"].train if "dense" in self.rows else {}
         yield "# Tickets, measured"
         yield ""
@@ -85,9 +98,10 @@ class Page:
             "resumes it."
         )
         yield ""
-        yield f"**{len(done)} of {len(self.rows)} rows have been run, with all their seeds.**" + (
-            "" if done else " Nothing below has been measured yet."
-        )
+        yield (
+            f"**{len(done)} of {len(self.rows)} rows have been run in full, with all their seeds; "
+            f"{len(begun)} in part.**"
+        ) + ("" if done or begun else " Nothing below has been measured yet.")
         yield ""
         budgets = {row.budget for row in self.rows.values() if row.budget}
         yield (
@@ -208,14 +222,23 @@ class Page:
         yield "## Is it the ticket, or the size?"
         yield ""
         yield (
-            "`reinit`: the ticket's masks on fresh weights; `random-mask`: as many weights in each "
-            "layer at random places; both trained as the last round was. `narrower` U-Nets are "
-            "dense and trained for as long as the ticket in all; at equal measured time they stand "
-            "under *At equal cost*, below."
+            "`reinit`: the ticket's masks on fresh weights; `random-mask`: as many weights in "
+            "each layer at random places; both trained as the last round was. After rewinding "
+            "`init` the ticket has had no more steps than they, which is the hypothesis's own "
+            "test; after `lr` its last round begins at trained weights, so that what the rounds "
+            "before were worth is in the ratio too. `narrower` U-Nets are dense and trained for "
+            "as long as the ticket in all; at equal measured time they stand under *At equal "
+            "cost*, below."
         )
         yield ""
         header = "| row | seeds | distance | of its ticket | control / ticket |"
-        yield from self.table(header, [r for r in self.rows_of("control") if r.of], self.control)
+        rows = [row for row in self.rows_of("control") if row.of]
+        yield from self.table(header, rows, self.control)
+        yield ""
+        for row in rows:
+            here, ticket = (mean(self.figures[name].distances) for name in (row.name, row.of))
+            if here is not None and ticket:
+                yield f"* {row.title}: {verdict(here / ticket)}."
 
     def control(self, row: Row) -> list[str]:
         here, ticket = (mean(self.figures[name].distances) for name in (row.name, row.of))
@@ -325,6 +348,16 @@ class Page:
                     cells.append(f"**{text}**" if known and time == min(known) else text)
                 yield line([f"{quality:g}", str(batch), *cells])
 
+    def shipping(self) -> Iterator[str]:
+        yield "## The ticket that ships"
+        yield ""
+        rows = self.rows_of("shipping")
+        yield from self.ticket_table(rows)
+        yield ""
+        for row in rows:
+            if not row.budget:
+                yield f"* {row.title}: {row.steps():,} steps in all."
+
     def saving(self) -> Iterator[str]:
         yield "## What is saved"
         yield ""
@@ -348,14 +381,18 @@ class Page:
         missing = [row for row in self.rows.values() if not self.complete(row.name)]
         if not missing:
             yield "Every row has been run, with all its seeds."
-        for row in missing:
+        begun = [row for row in missing if self.results[row.name]["runs"]]
+        for row in begun:
             runs = self.results[row.name]["runs"]
             left = [
                 f"seed {seed}: {', '.join(stages)}"
                 for seed in row.seeds
                 if (stages := [s for s in row.stages if s not in runs.get(str(seed), {})])
             ]
-            yield f"* `{row.name}`: " + ("nothing yet" if not runs else "; ".join(left))
+            yield f"* `{row.name}`: " + "; ".join(left)
+        fresh = [f"`{row.name}`" for row in missing if row not in begun]
+        if fresh:
+            yield f"* Nothing yet: {', '.join(fresh)}."
 
     def picture(self, name: str, figure: Figure | None) -> Iterator[str]:
         """The line that shows a picture, if there is one; keeps it for later."""

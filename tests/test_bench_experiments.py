@@ -327,12 +327,21 @@ def test_the_page_says_what_has_not_been_run(
     modules: dict[str, ModuleType], where: list[str], tmp_path: Path
 ) -> None:
     text = page(modules, where, tmp_path)
-    assert "**0 of 6 rows have been run, with all their seeds.** Nothing below" in text
+    assert "**0 of 6 rows have been run in full, with all their seeds; 0 in part.** Nothing" in text
     assert "**Not run: 3 of the 3 rows of this table.**" in text
-    assert all(f"* `{name}`: nothing yet" in text for name in ROWS)
+    assert "* Nothing yet: " in text
+    assert all(f"`{name}`" in text for name in ROWS)
     assert "Whether any target is met is not known" in text
     assert ".png" not in text
     assert [path.name for path in (tmp_path / "docs").iterdir()] == ["tickets.md"]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words"),
+    [(1.2, "clearly worse"), (1.05, "no clear difference"), (0.95, "no clear"), (0.8, "BETTER")],
+)
+def test_what_a_control_says(modules: dict[str, ModuleType], ratio: float, words: str) -> None:
+    assert words in modules["tickets_page"].verdict(ratio)
 
 
 def test_the_page_is_made_of_results(
@@ -346,13 +355,14 @@ def test_the_page_is_made_of_results(
     path.write_text(json.dumps(result))
     text = page(modules, where, tmp_path)
     lines = text.splitlines()
-    assert "**6 of 6 rows have been run, with all their seeds.**" in text
+    assert "**6 of 6 rows have been run in full, with all their seeds; 0 in part.**" in text
     assert "Every row has been run" in text
     dense = next(line for line in lines if line.startswith("| dense | 0, 1 |"))
     assert "| 2 (2 to 2) | 1 | 0.5 | - |" in dense
     assert "* 90 %: 1.19, target 1.05: MISSED." in lines
     assert "* 99 %: 1.46, target 1.15: MISSED." in lines
     assert "| 90 %, reinit | 0 | 3 | 2.39 | 1.26 |" in lines
+    assert "* 90 %, reinit: clearly worse than the ticket." in lines
     assert "Timed on a processor, threads: 2, device: auto." in lines
     assert "too few samples" not in text
     assert "64 samples (dpm++, 7 steps)" in text

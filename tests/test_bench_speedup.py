@@ -39,12 +39,12 @@ def test_results_that_exist_are_kept(
         ("small-0-element", result(0.0, "element", 0.8)),
         ("small-0.9-element", result(0.9, "element", 4.0)),
         ("small-0.9-vector16", result(0.9, "vector:16", 8.0)),
-        ("shipped", result(0.95, "element", 5.0)),
+        ("mnist", result(0.95, "element", 5.0)),
     ):
         (tmp_path / f"{name}.json").write_text(json.dumps(made))
     picture = tmp_path / "speedup.png"
     where = ["--results", str(tmp_path), "-o", str(picture)]
-    which = ["--model", "small", "--sparsity", "0", "0.9", "--shipped", "--resume"]
+    which = ["--model", "small", "--sparsity", "0", "0.9", "--tickets", "mnist", "--resume"]
     assert speedup.main([*which, *where]) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
     lines = capsys.readouterr().out.splitlines()

@@ -141,4 +141,4 @@ def test_the_benchmarks_judgement(serving: ModuleType) -> None:
 
 def test_the_benchmark_sees_a_wrong_image(serving: ModuleType, port: int) -> None:
     _, _, answers = serving.ask(port, [1, 2], 2)
-    assert serving.worst(answers, np.zeros((2, 16, 16, 1), np.uint8)) > 50
+    assert serving.worst(answers, np.zeros((2, 32, 32, 1), np.uint8)) > 50

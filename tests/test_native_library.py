@@ -187,7 +187,7 @@ def test_the_header_is_strict(tmp_path: Path, language: str, standard: str) -> N
 def test_what_a_model_says_of_itself(c_library: Library, shipped_model: Path) -> None:
     with c_library.open(shipped_model) as model:
         info = model.info
-        assert (info.channels, info.height, info.width) == (1, 16, 16)
+        assert (info.channels, info.height, info.width) == (1, 32, 32)
         assert info.file_bytes == shipped_model.stat().st_size
         assert info.threads == 1
         assert 1e5 < info.memory_bytes < 1e9

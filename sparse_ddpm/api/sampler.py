@@ -71,7 +71,7 @@ class Sampler:
     >>> with Sampler.load("mnist") as sampler:
     ...     images = sampler.sample(4, steps=20, seed=7)
     >>> images.shape, images.dtype
-    ((4, 16, 16, 1), dtype('uint8'))
+    ((4, 32, 32, 1), dtype('uint8'))
     """
 
     def __init__(
@@ -206,10 +206,10 @@ class Sampler:
         >>> with Sampler.load("mnist") as sampler:
         ...     for step in sampler.stream(1, steps=4):
         ...         print(step.index, step.timestep, step.images().shape)
-        0 999 (1, 16, 16, 1)
-        1 749 (1, 16, 16, 1)
-        2 499 (1, 16, 16, 1)
-        3 249 (1, 16, 16, 1)
+        0 999 (1, 32, 32, 1)
+        1 749 (1, 32, 32, 1)
+        2 499 (1, 32, 32, 1)
+        3 249 (1, 32, 32, 1)
         """
         request = self._request(n, steps, sampler, seed, seeds, indices, eta, batch_size)
         return (
