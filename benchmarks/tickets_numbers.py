@@ -150,7 +150,16 @@ def _between(x: float, one: tuple[float, float], two: tuple[float, float]) -> fl
 
 
 def allocation_name(row: Row) -> str:
-    return _other_than_tickets(row) or str(row.train.get("allocation", "uniform"))
+    gradual = ", gradual" if row.train.get("gradual") else ""
+    return _other_than_tickets(row) or row.train.get("allocation", "uniform") + gradual
+
+
+def search_name(row: Row) -> str:
+    """How weights were chosen: allocation where it is not uniform, then rewinding or gradual."""
+    allocation = row.train.get("allocation", "uniform")
+    words = [] if allocation == "uniform" else [allocation]
+    words.append("gradual" if row.train.get("gradual") else f"rewinding {row.train['rewind']}")
+    return ", ".join(words)
 
 
 def pattern_name(row: Row) -> str:

@@ -30,6 +30,7 @@ from tickets_numbers import (
     number,
     pattern_name,
     rule,
+    search_name,
     spread,
 )
 from tickets_pictures import against_sparsity, against_time, over_depth
@@ -212,7 +213,7 @@ class Page:
         if all(self.ratio(self.figures[row.name]) is None for row in rows):
             yield "Whether any target is met is not known: no ticket has been judged beside dense."
         tickets = [row for row in rows if row.train["rounds"]]
-        lines = curves(tickets, self.figures, lambda row: f"rewinding {row.train['rewind']}")
+        lines = curves(tickets, self.figures, search_name)
         content = [*lines.items()]
         if self.dense is not None:
             content.append(("dense", [self.figures["dense"]]))
