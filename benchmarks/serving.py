@@ -62,7 +62,7 @@ def singly() -> Any:
     """A server's application that draws each request by itself, as one writes it first."""
     from fastapi import FastAPI, Response
 
-    sampler = Sampler.load("mnist", threads=1)
+    sampler = Sampler.load("mnist16", threads=1)
     app = FastAPI()
 
     @app.get("/image", response_class=Response)
@@ -161,7 +161,7 @@ def worst(answers: Sequence[bytes], wanted: NDArray[np.uint8]) -> int:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Figures of each way; see the module."""
     seeds = list(range(options.images))
-    with Sampler.load("mnist", threads=1) as sampler:
+    with Sampler.load("mnist16", threads=1) as sampler:
         wanted = np.concatenate([sampler.sample(1, seed=seed) for seed in seeds])
     ways: dict[str, Any] = {}
 

@@ -35,7 +35,7 @@ async def draw(sampler: Sampler) -> None:
 
 @asynccontextmanager
 async def life(_: FastAPI) -> AsyncIterator[None]:
-    with Sampler.load("mnist", threads=1) as sampler:  # small network: a core for each batch
+    with Sampler.load("mnist16", threads=1) as sampler:  # small network: a core for each batch
         tasks = [asyncio.create_task(draw(sampler)) for _ in range(sampler.concurrency)]
         yield
         for task in tasks:
