@@ -16,7 +16,7 @@ from tests.lottery_tiny import CHOSEN, TINY, outputs, write_mnist
 
 pytest.importorskip("torch", reason="the trainer needs torch")
 
-from sparse_ddpm.errors import ConfigError
+from sparse_ddpm.errors import ConfigError, SparseDDPMError
 from sparse_ddpm.lottery.files import locked
 from sparse_ddpm.lottery.session import train
 from sparse_ddpm.ticket.config import PRESETS
@@ -121,6 +121,18 @@ def test_a_new_run_needs_data(tmp_path: Path) -> None:
 def test_two_trainers_do_not_share_a_folder(tmp_path: Path, spec: str) -> None:
     with locked(tmp_path), pytest.raises(ConfigError, match="no other trainer at work"):
         run(tmp_path, spec)
+
+
+def test_a_run_that_cannot_begin_leaves_nothing(tmp_path: Path) -> None:
+    chosen = {**CHOSEN, "data": f"mnist:{tmp_path / 'nowhere'}"}
+    with pytest.raises(SparseDDPMError, match="nowhere"):
+        train(tmp_path / "run", chosen)
+    assert list(tmp_path.iterdir()) == []
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    with pytest.raises(SparseDDPMError, match="nowhere"):
+        train(kept, chosen)
+    assert list(tmp_path.iterdir()) == [kept]
 
 
 def test_damaged_state_is_named(tmp_path: Path, spec: str) -> None:

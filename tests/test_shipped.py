@@ -19,8 +19,9 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 def test_it_is_small_and_sparse() -> None:
     path = shipped_ticket_path()
     ticket = load_ticket(path)
-    assert path.stat().st_size < 500_000
-    assert ticket.sparsity >= 0.95
+    assert path.stat().st_size < 400_000
+    assert ticket.sparsity >= 0.97
+    assert ticket.architecture.image_size == 32
     small = PRESETS["small"]
     assert (ticket.architecture.dim, ticket.architecture.dim_mults) == (small.dim, small.dim_mults)
     assert ticket.provenance.dataset == "mnist"

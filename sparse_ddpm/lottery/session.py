@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -55,11 +55,7 @@ def train(
     `ConfigError` for a run in ``out`` without ``resume`` and for a setting that is not as the run
     began.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(expected(f"out {out}", "a folder", error.strerror)) from error
-    with locked(out):
+    with _folder(out), locked(out):
         config = out / CONFIG
         if config.exists():
             if not resume:
@@ -76,9 +72,7 @@ def train(
             if begin is None:
                 settings = resolve(Settings(**chosen))
             else:
-                ticket = load_ticket(begin)
-                settings = resolve(fine_tuning(ticket, chosen))
-                save_ticket(ticket, out / START)
+                settings = resolve(fine_tuning(load_ticket(begin), chosen))
             layers = _layers(settings, similar_to, costs)
         architecture = settings.architecture
         images = load_images(
@@ -100,9 +94,27 @@ def train(
             if not config.exists():
                 content = {"version": VERSION, "settings": settings.to_json(), "layers": layers}
                 if begin is not None:
+                    save_ticket(load_ticket(begin), out / START)
                     content["begin"] = START
                 write_json(config, content)
             return run.execute(quiet=quiet)
+
+
+@contextmanager
+def _folder(out: Path) -> Iterator[None]:
+    """Make the folder; one that is still empty when a run cannot begin is not left behind."""
+    there = out.exists()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(expected(f"out {out}", "a folder", error.strerror)) from error
+    try:
+        yield
+    except BaseException:
+        if not there:
+            with suppress(OSError):
+                out.rmdir()
+        raise
 
 
 @contextmanager
