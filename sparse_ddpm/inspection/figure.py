@@ -157,4 +157,4 @@ def _stored(axis: Any, chart: Charts, charts: Sequence[Charts]) -> None:
     axis.set_xlim(0.0, 1.18 * max(stored.size for one in charts for stored in one.stored) / MIB)
     axis.set_xlabel("MiB", fontsize=8)
     axis.set_title("Bytes of the weights in a file", fontsize=10)
-    axis.legend(fontsize=7, frameon=False, loc="center right")
+    axis.legend(fontsize=7, frameon=False, loc="lower right", ncols=2)
