@@ -33,8 +33,8 @@ def test_the_example_draws_digits(tmp_path: Path, sampler: str, steps: str) -> N
     arguments = ["--what", "sampler", "--sampler", sampler, "--steps", steps, "--no-check"]
     assert main(["export", "-o", str(model), *arguments]) == 0
     picture = draw(model, tmp_path / "digits.png", "-n", "5")
-    assert picture.shape == (2 * 16, 3 * 16)
-    tiles = picture.reshape(2, 16, 3, 16).swapaxes(1, 2).reshape(6, 16, 16)
+    assert picture.shape == (2 * 32, 3 * 32)
+    tiles = picture.reshape(2, 32, 3, 32).swapaxes(1, 2).reshape(6, 32, 32)
     # Digits: mostly black, with strokes that are nearly white; the sixth place is empty.
     assert all(np.median(tile) < 30 and tile.max() > 200 for tile in tiles[:5])
     assert not tiles[5].any()
@@ -46,5 +46,5 @@ def test_the_example_with_the_noise_in_the_file(tmp_path: Path) -> None:
     arguments = ["--what", "sampler", "--steps", "5", "--seed", "3", "--images", "4", "--no-check"]
     assert main(["export", "-o", str(model), *arguments]) == 0
     first = draw(model, tmp_path / "a.png")
-    assert first.shape == (32, 32)
+    assert first.shape == (64, 64)
     assert np.array_equal(first, draw(model, tmp_path / "b.png", "--seed", "9"))
