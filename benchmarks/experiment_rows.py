@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_ddpm.errors import ConfigError, expected
+from sparse_ddpm.lottery.settings import GIVEN
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks" / "experiments"
@@ -24,6 +25,8 @@ COMMON = "common"
 TABLES = ("matching", "control", "similarity", "allocation", "pattern", "shipping")
 STAGES = ("train", "inspect", "evaluate", "bench")
 KNOWN = ("title", "tables", "seeds", "budget", "train", "evaluate", "of", "control", "pair")
+DECIDED = tuple(name.replace("_", "-") for name in GIVEN)
+"""Options that `sparse-ddpm train --from` refuses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +56,14 @@ class Row:
     def stages(self) -> tuple[str, ...]:
         return ("compare",) if self.pair else STAGES
 
+    @property
+    def begins(self) -> tuple[str, int] | None:
+        """The (row, seed) whose ticket its run begins with."""
+        text = self.train.get("from")
+        return None if text is None else parse_ticket(self.name, text)
+
     def steps(self) -> int:
-        """Training steps from the first to those of its ticket, by the options of its run."""
+        """Training steps of its own run, from the first to those of its ticket."""
         dense, rounds = self.train["dense-steps"], self.train["rounds"]
         if rounds == 0:
             return int(dense)
@@ -70,7 +79,7 @@ def load_rows(folder: Path = FOLDER) -> dict[str, Row]:
         if path.stem != COMMON:
             found[path.stem] = _row(path.stem, _read(path), common)
     for row in found.values():
-        for name in (row.of, *(name for name, _ in row.pair)):
+        for name in (row.of, *(name for name, _ in (*row.pair, *filter(None, [row.begins])))):
             if name and (name not in found or found[name].pair):
                 raise ConfigError(expected(f"row {row.name}", "another row's name", repr(name)))
         if row.of:
@@ -114,12 +123,19 @@ def _row(name: str, content: dict[str, Any], common: dict[str, Any]) -> Row:
         tables=tables,
         seeds=(0,) if pair else tuple(merged["seeds"]),
         budget=merged["budget"],
-        train={**common["train"], **content["train"]} if "train" in content else {},
+        train=_options(content["train"], common["train"]) if "train" in content else {},
         evaluate=merged.get("evaluate", {}),
         of=merged.get("of", ""),
         control=merged.get("control", ""),
         pair=pair,
     )
+
+
+def _options(own: dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:
+    """The options of one run. What a ticket that it begins with decides is not said again."""
+    if "from" in own:
+        common = {name: value for name, value in common.items() if name not in DECIDED}
+    return {**common, **own}
 
 
 def parse_ticket(row: str, text: str) -> tuple[str, int]:

@@ -20,7 +20,10 @@ from sparse_ddpm.ticket import UNetConfig, save_ticket, synthetic_ticket
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 TINY = UNetConfig(dim=8, dim_mults=(1, 2), channels=1, image_size=8, groups=2, heads=1, dim_head=4)
-MODULES = ("experiment_rows", "experiments", "tickets_numbers", "tickets_pictures", "tickets_page")
+MODULES = (
+    *("experiment_rows", "experiments", "tickets_numbers", "tickets_pictures"),
+    *("tickets_findings", "tickets_sections", "tickets_page"),
+)
 
 COMMON = """
 seeds = [0]
@@ -304,6 +307,28 @@ def test_a_result_of_other_options_is_one_error(
     assert "seed 0: sparsity: expected 0.99 as its result has" in capsys.readouterr().err
 
 
+def test_a_row_that_begins_with_a_ticket(
+    modules: dict[str, ModuleType], where: list[str], rows: Path, fake: Fake, tmp_path: Path
+) -> None:
+    common = COMMON.replace("[train]", '[train]\npreset = "small"\nobjective = "v"')
+    (rows / "common.toml").write_text(common)
+    onward = 'title = "on"\ntables = ["shipping"]\nbudget = 0\n[train]\n'
+    onward += 'from = "ticket:element-90/0"\nsparsity = 0.97\ndense-steps = 1\nfinal-steps = 50\n'
+    (rows / "onward.toml").write_text(onward)
+    assert modules["experiments"].main(["onward", *where, "--stages", "train"]) == 0
+    first, second = fake.commands
+    assert ("--preset", "small") in pairwise(first)
+    ticket = Path(dict(pairwise(second))["--from"])
+    assert ticket.parts[-2:] == ("element-90-seed0", "ticket.pt")
+    assert ticket.exists()
+    # what that ticket decides, `train --from` refuses to be told
+    assert not {"--preset", "--objective"} & set(second)
+    assert "* on: 86 steps in all." in page(modules, where, tmp_path)
+    (rows / "onward.toml").write_text(onward.replace("element-90/0", "nowhere/0"))
+    with pytest.raises(modules["experiment_rows"].ConfigError, match="'nowhere'"):
+        modules["experiment_rows"].load_rows(rows)
+
+
 def test_wrong_usage(
     modules: dict[str, ModuleType], where: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -341,7 +366,7 @@ def test_the_page_says_what_has_not_been_run(
     [(1.2, "clearly worse"), (1.05, "no clear difference"), (0.95, "no clear"), (0.8, "BETTER")],
 )
 def test_what_a_control_says(modules: dict[str, ModuleType], ratio: float, words: str) -> None:
-    assert words in modules["tickets_page"].verdict(ratio)
+    assert words in modules["tickets_sections"].verdict(ratio)
 
 
 def test_the_page_is_made_of_results(

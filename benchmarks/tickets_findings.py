@@ -1,0 +1,86 @@
+"""What is known of the rows of docs/tickets.md, and the tables that sections make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from experiment_rows import Row, read_result
+from matplotlib.figure import Figure
+from tickets_numbers import Figures, figures, line, mean, number, rule, spread
+
+TICKET_HEADER = (
+    "| row | seeds | gone | distance | / dense | precision | recall | kB | MFLOP | peak MiB "
+    "| ms, batch 1 | ms, batch 16 |"
+)
+
+
+class Findings:
+    """All rows with what was measured of them. ``results``: a folder; no file: row not run."""
+
+    def __init__(self, rows: dict[str, Row], results: Path) -> None:
+        self.rows = rows
+        self.results = {name: read_result(row, results) for name, row in rows.items()}
+        self.figures = {
+            name: figures(row, self.results[name]) for name, row in rows.items() if not row.pair
+        }
+        self.dense = mean(self.figures["dense"].distances) if "dense" in rows else None
+        self.pictures: dict[str, Figure] = {}
+
+    def complete(self, name: str) -> bool:
+        row, runs = self.rows[name], self.results[name]["runs"]
+        return all(s in runs.get(str(seed), {}) for seed in row.seeds for s in row.stages)
+
+    def ticket_table(self, rows: Iterable[Row]) -> Iterator[str]:
+        yield from self.table(TICKET_HEADER, rows, self.ticket_cells)
+
+    def table(
+        self, header: str, rows: Iterable[Row], cells: Callable[[Row], Sequence[str]]
+    ) -> Iterator[str]:
+        """Rows that have been run, at least for one seed, and how many have not."""
+        rows = list(rows)
+        begun = [row for row in rows if self.results[row.name]["runs"]]
+        if begun:
+            yield header
+            yield rule(header)
+            yield from (line(cells(row)) for row in begun)
+        if len(begun) < len(rows):
+            if begun:
+                yield ""
+            yield f"**Not run: {len(rows) - len(begun)} of the {len(rows)} rows of this table.**"
+
+    def ticket_cells(self, row: Row) -> list[str]:
+        f = self.figures[row.name]
+        return [
+            row.title,
+            ", ".join(map(str, f.seeds)),
+            number(mean(f.sparsities), ".2%"),
+            spread(f.distances),
+            number(self.ratio(f)),
+            number(mean(f.precisions)),
+            number(mean(f.recalls)),
+            number(mean(f.file_kb)),
+            number(mean(f.mflops)),
+            number(mean(f.peaks)),
+            number(mean(f.step_ms(1))),
+            number(mean(f.step_ms(16))),
+        ]
+
+    def ratio(self, f: Figures) -> float | None:
+        distance = mean(f.distances)
+        return None if distance is None or not self.dense else distance / self.dense
+
+    def steps(self, row: Row) -> int:
+        """Training steps behind a row's ticket, those of a ticket it began with included."""
+        before = 0 if row.begins is None else self.steps(self.rows[row.begins[0]])
+        return before + row.steps()
+
+    def rows_of(self, table: str) -> list[Row]:
+        return [row for row in self.rows.values() if table in row.tables]
+
+    def picture(self, name: str, figure: Figure | None) -> Iterator[str]:
+        """The line that shows a picture, if there is one; keeps it for later."""
+        if figure is not None:
+            self.pictures[name] = figure
+            yield ""
+            yield f"![{name.removesuffix('.png')}]({name})"

@@ -1,0 +1,234 @@
+"""The sections of docs/tickets.md, each a claim and what the rows say of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from experiment_rows import Row
+from tickets_findings import Findings
+from tickets_numbers import (
+    Figures,
+    allocation_name,
+    at_cost,
+    curves,
+    equal_quality,
+    line,
+    mean,
+    number,
+    pattern_name,
+    rule,
+    search_name,
+    spread,
+)
+from tickets_pictures import against_sparsity, against_time, over_depth
+
+TARGETS = {90: 1.05, 95: 1.05, 99: 1.15}
+"""distance(ticket) / distance(dense), at most, by sparsity in per cent."""
+CLEAR = 1.1
+"""From which ratio of two distances on one row is called clearly worse."""
+QUALITIES = (1.05, 1.15, 1.5, 2.0, 4.0, 8.0)
+"""At which patterns are compared: distance as a multiple of dense."""
+
+
+def verdict(ratio: float) -> str:
+    """What a control's distance over its ticket's says."""
+    if ratio > CLEAR:
+        return "clearly worse than the ticket"
+    if ratio < 1.0 / CLEAR:
+        return "clearly BETTER than the ticket"
+    return f"no clear difference from the ticket (less than {100 * (CLEAR - 1.0):.0f} %)"
+
+
+def matching(findings: Findings) -> Iterator[str]:
+    yield "## Do tickets match dense?"
+    yield ""
+    yield "Targets: a distance of " + ", ".join(
+        f"at most {most:g} of dense at {percent} %" for percent, most in TARGETS.items()
+    )
+    yield ""
+    rows = findings.rows_of("matching")
+    yield from findings.ticket_table(rows)
+    yield ""
+    for row in rows:
+        goal = TARGETS.get(round(100 * row.train.get("sparsity", 0.0)))
+        ratio = findings.ratio(findings.figures[row.name])
+        if goal and ratio is not None:
+            verdict = "met" if ratio <= goal else "MISSED"
+            yield f"* {row.title}: {ratio:.3g}, target {goal:g}: {verdict}."
+    if all(findings.ratio(findings.figures[row.name]) is None for row in rows):
+        yield "Whether any target is met is not known: no ticket has been judged beside dense."
+    tickets = [row for row in rows if row.train["rounds"]]
+    lines = curves(tickets, findings.figures, search_name)
+    content = [*lines.items()]
+    if findings.dense is not None:
+        content.append(("dense", [findings.figures["dense"]]))
+    yield from findings.picture("tickets-distance.png", against_sparsity(content))
+
+
+def controls(findings: Findings) -> Iterator[str]:
+    yield "## Is it the ticket, or the size?"
+    yield ""
+    yield (
+        "`reinit`: the ticket's masks on fresh weights; `random-mask`: as many weights in "
+        "each layer at random places; both trained as the last round was. After rewinding "
+        "`init` the ticket has had no more steps than they, which is the hypothesis's own "
+        "test; after `lr` its last round begins at trained weights, so that what the rounds "
+        "before were worth is in the ratio too. `narrower` U-Nets are dense and trained for "
+        "as long as the ticket in all; at equal measured time they stand under *At equal "
+        "cost*, below."
+    )
+    yield ""
+    header = "| row | seeds | distance | of its ticket | control / ticket |"
+    rows = [row for row in findings.rows_of("control") if row.of]
+    yield from findings.table(header, rows, partial(control, findings))
+    yield ""
+    for row in rows:
+        here, ticket = (mean(findings.figures[name].distances) for name in (row.name, row.of))
+        if here is not None and ticket:
+            yield f"* {row.title}: {verdict(here / ticket)}."
+
+
+def control(findings: Findings, row: Row) -> list[str]:
+    here, ticket = (mean(findings.figures[name].distances) for name in (row.name, row.of))
+    both = here / ticket if here is not None and ticket else None
+    shown = spread(findings.figures[row.name].distances)
+    seeds = ", ".join(map(str, findings.figures[row.name].seeds))
+    return [row.title, seeds, shown, number(ticket), number(both)]
+
+
+def similarity(findings: Findings) -> Iterator[str]:
+    yield "## Does similarity fall downstream?"
+    yield ""
+    yield (
+        "The Jaccard index of two masks, corrected for chance: 1 for equal masks, 0 on average "
+        "for independent ones, ± the standard deviation of that. *Trend*: rank correlation of "
+        "depth and similarity over the blocks, -1 if it falls from each block to the next."
+    )
+    yield ""
+    rows = findings.rows_of("similarity")
+    found = {
+        row.title: compared
+        for row in rows
+        if (compared := findings.results[row.name]["runs"].get("0", {}).get("compare"))
+    }
+    names = list(dict.fromkeys(s["name"] for c in found.values() for s in c["stages"]))
+
+    def cells(row: Row) -> list[str]:
+        compared = found[row.title]
+        stages = {stage["name"]: stage for stage in compared["stages"]}
+        trend = number(compared["trend"], "+.2f")
+        everywhere = [corrected(stages[name]) for name in names]
+        same = "yes" if compared["same_beginning"] else "no"
+        return [row.title, same, corrected(compared["total"]), trend, *everywhere]
+
+    header = line(["tickets", "same initial weights", "all layers", "trend", *names])
+    yield from findings.table(header, rows, cells)
+    yield from findings.picture("tickets-similarity.png", over_depth(list(found.items())))
+
+
+def allocation(findings: Findings) -> Iterator[str]:
+    yield "## Does it matter where the weights stay?"
+    yield ""
+    rows = findings.rows_of("allocation")
+    yield from findings.ticket_table(rows)
+    found = curves(rows, findings.figures, allocation_name)
+    if "uniform" in found:
+        yield from equal_cost(found)
+    yield from findings.picture("tickets-allocation.png", against_time(list(found.items())))
+
+
+def equal_cost(found: dict[str, list[Figures]]) -> Iterator[str]:
+    yield ""
+    yield (
+        "At equal cost: distance, read off each allocation's curve (straight lines over the "
+        "logarithm of the cost) where it costs as much as `uniform` does; - where its curve "
+        "does not reach."
+    )
+    yield ""
+    others = [name for name in found if name != "uniform"]
+    header = line(["equal", "uniform at", "uniform", *others])
+    yield header
+    yield rule(header)
+    for words, cost, unit in (
+        ("stored size", "file_kb", "kB"),
+        ("FLOPs", "mflops", "MFLOP"),
+        ("measured time, batch 16", "ms16", "ms"),
+    ):
+        for point in sorted(found["uniform"], key=lambda f: -(f.cost(cost) or 0.0)):
+            at, here = point.cost(cost), mean(point.distances)
+            if at is not None and here is not None:
+                there = [number(at_cost(found[name], cost, at)) for name in others]
+                yield line([words, f"{number(at)} {unit}", number(here), *there])
+
+
+def pattern(findings: Findings) -> Iterator[str]:
+    yield "## Which pattern is the fastest ticket at equal quality?"
+    yield ""
+    rows = findings.rows_of("pattern")
+    yield from findings.ticket_table(rows)
+    found = curves(rows, findings.figures, pattern_name)
+    if findings.dense is not None:
+        yield from times_of_quality(found, findings.dense)
+    yield from findings.picture("tickets-pattern.png", against_time(list(found.items())))
+
+
+def times_of_quality(found: dict[str, list[Figures]], dense: float) -> Iterator[str]:
+    yield ""
+    yield (
+        "Milliseconds a step that each pattern needs for a distance of so many times dense, "
+        "read off its curve; at most (≤) where even its sparsest row is better; - where none "
+        "of its rows is as good. The fastest is bold."
+    )
+    yield ""
+    header = line(["distance / dense", "batch", *found])
+    yield header
+    yield rule(header)
+    for batch in (1, 16):
+        for quality in QUALITIES:
+            times = [equal_quality(each, batch, quality * dense) for each in found.values()]
+            known = [time for time, _ in times if time is not None]
+            cells = []
+            for time, bound in times:
+                text = number(time)
+                text = f"≤ {text}" if bound else text
+                cells.append(f"**{text}**" if known and time == min(known) else text)
+            yield line([f"{quality:g}", str(batch), *cells])
+
+
+def shipping(findings: Findings) -> Iterator[str]:
+    yield "## The ticket that ships"
+    yield ""
+    rows = findings.rows_of("shipping")
+    yield from findings.ticket_table(rows)
+    yield ""
+    for row in rows:
+        if not row.budget:
+            yield f"* {row.title}: {findings.steps(row):,} steps in all."
+
+
+def saving(findings: Findings) -> Iterator[str]:
+    yield "## What is saved"
+    yield ""
+    yield "Dense over the row, both of this engine: how many times less each row takes."
+    yield ""
+    header = "| row | file | FLOPs | peak memory | ms, batch 1 | ms, batch 16 |"
+    rows = [row for row in findings.rows.values() if not row.pair and row.name != "dense"]
+    yield from findings.table(header, rows, partial(saved, findings))
+
+
+def saved(findings: Findings, row: Row) -> list[str]:
+    cells = [row.title]
+    for cost in ("file_kb", "mflops", "peaks", "ms1", "ms16"):
+        here = findings.figures[row.name].cost(cost)
+        dense = findings.figures["dense"].cost(cost) if "dense" in findings.figures else None
+        cells.append(number(dense / here if dense is not None and here else None))
+    return cells
+
+
+def corrected(row: dict[str, Any]) -> str:
+    if row["corrected"] is None:
+        return "-"
+    # Adding 0 takes the sign from what rounds to -0.
+    return f"{round(row['corrected'], 3) + 0.0:.3f} ± {row['corrected_deviation']:.1g}"
