@@ -2,12 +2,17 @@
 
 python benchmarks/experiments.py --list
 python benchmarks/experiments.py element-95-lr [ROW ...] --data ROOT [--seeds 0 1] [--dry]
-python benchmarks/experiments.py --all --data ROOT
+python benchmarks/experiments.py --all --data ROOT --jobs 2
 
 A row is trained, accounted for, judged and timed by the commands of sparse-ddpm; what they print
 as JSON is kept in benchmarks/results/tickets/ROW.json, stage by stage and seed by seed. What is
 there is not done again, and training that was stopped goes on. ROOT holds the folder mnist; its
 default is SPARSE_DDPM_DATA. Runs are kept in runs/tickets. Time nothing else beside it.
+
+With --jobs N, N rows are at work at once, each on its share of the cores: more rows an hour than
+one at a time on all. What commands say then goes to a file beside each run; rows are timed last,
+one at a time on all cores. The last bits of a ticket depend on how many cores trained it: a run
+that was stopped goes on only with as many as it began with.
 """
 
 from __future__ import annotations
@@ -20,10 +25,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from experiment_lanes import Locks, run_in_lanes
 from experiment_rows import (
     FOLDER,
     RESULTS,
@@ -46,6 +55,8 @@ LATER = (
 """Options that do not bear on the dense round, so that rows which differ in them share it."""
 LONG = ("operations", "memory", "storage")
 """What ``inspect`` says that is not kept."""
+ALONE = ("inspect", "bench")
+"""Stages whose figures depend on the cores at hand."""
 DENSE_FILES = ("ticket.pt", "samples.png", "weights.pt", "rewind.pt", "metrics.json")
 
 
@@ -66,18 +77,32 @@ class Runner:
     def __init__(self, rows: dict[str, Row], places: Places) -> None:
         self.rows, self.places = rows, places
         self.pretended: set[tuple[str, int, str]] = set()
+        self.locks, self.lane = Locks(), threading.local()
 
     def run(self, name: str, seed: int, stages: tuple[str, ...], again: tuple[str, ...]) -> None:
         """Bring one row and seed up to date. Raises `SparseDDPMError` when a command fails."""
         row = self.rows[name]
-        for stage in row.stages:
-            if stage not in stages:
-                continue
-            done = stage in self._kept(row, seed)
-            if (done and stage not in again) or (name, seed, stage) in self.pretended:
-                continue
-            self._say(f"{name}, seed {seed}: {stage}")
-            getattr(self, f"_{stage}")(row, seed)
+        with self.locks.hold("run", row.trained, seed):
+            for stage in row.stages:
+                if stage not in stages:
+                    continue
+                done = stage in self._kept(row, seed)
+                if (done and stage not in again) or (name, seed, stage) in self.pretended:
+                    continue
+                self._say(f"{name}, seed {seed}: {stage}")
+                getattr(self, f"_{stage}")(row, seed)
+
+    def run_to_log(self, name: str, seed: int, *stages: tuple[str, ...]) -> None:
+        """As `run`, with what the commands say on stderr in a file beside the run."""
+        self.places.runs.mkdir(parents=True, exist_ok=True)
+        path = self.places.runs / f"{name}-seed{seed}.log"
+        with path.open("a", encoding="utf-8") as self.lane.log:
+            try:
+                self.run(name, seed, *stages)
+            except SparseDDPMError as error:
+                raise SparseDDPMError(f"{error} See {path}.") from error
+            finally:
+                self.lane.log = None
 
     def ticket(self, name: str, seed: int) -> Path:
         """The ticket of a row, trained if it is not there yet."""
@@ -94,13 +119,12 @@ class Runner:
         folder = self._folder(row.trained, seed)
         if row.of:
             self.run(row.of, seed, ("train",), ())
-        elif not self.places.dry:
-            self._share_dense_round(row, seed, folder)
         words = ["train", "--data", self._data(), "--out", str(folder), "--resume", "--json"]
         for name, value in row.train.items():
             words += self._option(row, name, value)
         words += ["--seed", str(seed)] + (["--control", row.control] if row.of else [])
-        found = self._command(words)
+        with self._dense_round(row, seed, folder):
+            found = self._command(words)
         if found is None:
             self.pretended.add((row.name, seed, "train"))
             return
@@ -144,24 +168,44 @@ class Runner:
                 texts[index] = str(self.ticket(*parse_ticket(row.name, text)))
         return [f"--{name}", *texts]
 
-    def _share_dense_round(self, row: Row, seed: int, folder: Path) -> None:
-        """Begin with the dense round of a run that trained the very same one."""
-        if folder.exists():
+    @contextlib.contextmanager
+    def _dense_round(self, row: Row, seed: int, folder: Path) -> Iterator[None]:
+        """Begin with the dense round of a run that trained the very same one.
+
+        Where none has and this run is to train it, others wait until it has.
+        """
+        if row.of or row.begins or self.places.dry:
+            yield
             return
-        for other in self.rows.values():
-            source = self._folder(other.name, seed) / "round-00"
-            if _dense_round(other) != _dense_round(row) or other.of or other.pair:
-                continue
-            if other.name != row.name and (source / "metrics.json").exists():
-                self._say(f"{row.name}, seed {seed}: the dense round of {other.name}")
-                half = folder.with_name(f".{folder.name}.tmp")
-                shutil.rmtree(half, ignore_errors=True)
-                (half / "round-00").mkdir(parents=True)
-                for path in (source / file for file in DENSE_FILES):
-                    if path.exists():
-                        shutil.copyfile(path, half / "round-00" / path.name)
-                os.replace(half, folder)
-                return
+        key = json.dumps(_dense_options(row), sort_keys=True)
+        found = partial(self._with_dense_round, row, seed)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.locks.hold("dense", key, seed, unless=lambda: bool(found())))
+            if not folder.exists() and (other := found()):
+                self._say(f"{row.name}, seed {seed}: the dense round of {other}")
+                self._copy_dense_round(self._folder(other, seed), folder)
+            if found():
+                stack.close()
+            yield
+
+    def _with_dense_round(self, row: Row, seed: int) -> str:
+        """The name of a row that has trained the dense round of ``row``, or nothing."""
+        for name in (row.name, *self.rows):
+            other = self.rows[name]
+            same = not (other.of or other.pair) and _dense_options(other) == _dense_options(row)
+            if same and (self._folder(name, seed) / "round-00" / "metrics.json").exists():
+                return name
+        return ""
+
+    @staticmethod
+    def _copy_dense_round(source: Path, folder: Path) -> None:
+        half = folder.with_name(f".{folder.name}.tmp")
+        shutil.rmtree(half, ignore_errors=True)
+        (half / "round-00").mkdir(parents=True)
+        for name in DENSE_FILES:
+            if (source / "round-00" / name).exists():
+                shutil.copyfile(source / "round-00" / name, half / "round-00" / name)
+        os.replace(half, folder)
 
     def _data(self) -> str:
         if self.places.data is None:
@@ -181,16 +225,17 @@ class Runner:
     def _keep(self, row: Row, seed: int, stage: str, found: dict[str, Any] | None) -> None:
         if found is None:
             return
-        result = read_result(row, self.places.results)
-        run = result["runs"].setdefault(str(seed), {})
-        if row.train:
-            run["options"] = row.train
-        run[stage] = self._without_places({k: v for k, v in found.items() if k != "schema"})
-        text = json.dumps(result, indent=1, allow_nan=False) + "\n"
-        self.places.results.mkdir(parents=True, exist_ok=True)
-        write_atomically(
-            result_path(row, self.places.results), lambda file: file.write(text.encode())
-        )
+        # Two seeds of a row share the file.
+        with self.locks.hold("result", row.name):
+            result = read_result(row, self.places.results)
+            run = result["runs"].setdefault(str(seed), {})
+            if row.train:
+                run["options"] = row.train
+            run[stage] = self._without_places({k: v for k, v in found.items() if k != "schema"})
+            text = json.dumps(result, indent=1, allow_nan=False) + "\n"
+            self.places.results.mkdir(parents=True, exist_ok=True)
+            path = result_path(row, self.places.results)
+            write_atomically(path, lambda file: file.write(text.encode()))
 
     def _without_places(self, value: Any) -> Any:
         if isinstance(value, dict):
@@ -208,7 +253,10 @@ class Runner:
             print(shlex.join(["sparse-ddpm", *words]))
             return None
         done = subprocess.run(
-            [sys.executable, "-m", "sparse_ddpm", *words], stdout=subprocess.PIPE, check=False
+            [sys.executable, "-m", "sparse_ddpm", *words],
+            stdout=subprocess.PIPE,
+            stderr=getattr(self.lane, "log", None),
+            check=False,
         )
         if done.returncode != 0:
             raise SparseDDPMError(f"{shlex.join(words)} ended with status {done.returncode}.")
@@ -219,7 +267,7 @@ class Runner:
         print(f"experiments: {text}", file=sys.stderr, flush=True)
 
 
-def _dense_round(row: Row) -> dict[str, Any]:
+def _dense_options(row: Row) -> dict[str, Any]:
     """The options that the dense round depends on."""
     options = {name: value for name, value in row.train.items() if name not in LATER}
     if not str(options.get("rewind", "")).startswith("late:"):
@@ -236,6 +284,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="only these")
     parser.add_argument("--stages", nargs="+", choices=(*STAGES, "compare"), help="only these")
     parser.add_argument("--again", nargs="+", choices=(*STAGES, "compare"), default=[])
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="rows at once; default: 1")
     parser.add_argument("--samples", type=int, default=10_000, help="default: 10000")
     environment = os.environ.get("SPARSE_DDPM_DATA")
     parser.add_argument("--data", type=Path, metavar="ROOT", default=environment)
@@ -260,9 +309,35 @@ def list_rows(rows: dict[str, Row], results: Path) -> None:
         print(f"{row.name:<28} {row.title:<52} {', '.join(done)}")
 
 
+def work(runner: Runner, chosen: list[Row], options: argparse.Namespace) -> list[str]:
+    """Bring rows up to date, the first seeds first; return the names of those that failed."""
+    stages, again = tuple(options.stages or (*STAGES, "compare")), tuple(options.again)
+    pairs = [(row.name, seed) for row in chosen for seed in row.seeds]
+    if options.seeds:
+        pairs = [(name, seed) for name, seed in pairs if seed in options.seeds]
+    pairs.sort(key=lambda pair: pair[1])
+    failed: list[tuple[str, int]] = []
+
+    def attempt(run: Callable[..., None], pair: tuple[str, int], *what: tuple[str, ...]) -> None:
+        try:
+            run(*pair, *what)
+        except SparseDDPMError as error:
+            print(f"experiments: {pair[0]}: {error}", file=sys.stderr)
+            failed.append(pair)
+
+    if options.jobs != 1:
+        beside = tuple(stage for stage in stages if stage not in ALONE)
+        tasks = [partial(attempt, runner.run_to_log, pair, beside, again) for pair in pairs]
+        run_in_lanes(tasks, options.jobs)
+        stages = tuple(stage for stage in stages if stage in ALONE)
+    for pair in pairs:
+        if pair not in failed:
+            attempt(runner.run, pair, stages, again)
+    return [name for name, _ in failed]
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    failed = []
     try:
         rows = load_rows(options.experiments)
         if options.list:
@@ -275,16 +350,8 @@ def main(arguments: list[str] | None = None) -> int:
         runs = options.runs.absolute()
         places = Places(data, runs, options.results, options.samples, options.dry)
         runner = Runner(rows, places)
-        stages = tuple(options.stages or (*STAGES, "compare"))
         chosen = [rows[name] for name in (rows if options.all else options.rows)]
-        for seed in sorted({seed for row in chosen for seed in row.seeds}):
-            for row in chosen:
-                if seed in row.seeds and (not options.seeds or seed in options.seeds):
-                    try:
-                        runner.run(row.name, seed, stages, tuple(options.again))
-                    except SparseDDPMError as error:
-                        print(f"experiments: {row.name}: {error}", file=sys.stderr)
-                        failed.append(row.name)
+        failed = work(runner, chosen, options)
     except SparseDDPMError as error:
         print(f"experiments: {error}", file=sys.stderr)
         return 1

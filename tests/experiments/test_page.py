@@ -1,0 +1,86 @@
+"""benchmarks/tickets_page.py: what the page says of results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from experiment_rig import ROWS, Fake, page
+
+
+def test_the_page_says_what_has_not_been_run(
+    modules: dict[str, ModuleType], where: list[str], tmp_path: Path
+) -> None:
+    text = page(modules, where, tmp_path)
+    assert "**0 of 6 rows have been run in full, with all their seeds; 0 in part.** Nothing" in text
+    assert "**Not run: 3 of the 3 rows of this table.**" in text
+    assert "* Nothing yet: " in text
+    assert all(f"`{name}`" in text for name in ROWS)
+    assert "Whether any target is met is not known" in text
+    assert ".png" not in text
+    assert [path.name for path in (tmp_path / "docs").iterdir()] == ["tickets.md"]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words"),
+    [(1.2, "clearly worse"), (1.05, "no clear difference"), (0.95, "no clear"), (0.8, "BETTER")],
+)
+def test_what_a_control_says(modules: dict[str, ModuleType], ratio: float, words: str) -> None:
+    assert words in modules["tickets_sections"].verdict(ratio)
+
+
+def test_the_page_is_made_of_results(
+    modules: dict[str, ModuleType], where: list[str], fake: Fake, tmp_path: Path
+) -> None:
+    assert modules["experiments"].main(["--all", "--samples", "64", *where]) == 0
+    path = Path(where[where.index("--results") + 1]) / "element-99.json"
+    result = json.loads(path.read_text())
+    for row in result["runs"]["0"]["bench"]["results"]:
+        row["step_ms"] /= 2.0
+    path.write_text(json.dumps(result))
+    text = page(modules, where, tmp_path)
+    lines = text.splitlines()
+    assert "**6 of 6 rows have been run in full, with all their seeds; 0 in part.**" in text
+    assert "Every row has been run" in text
+    dense = next(line for line in lines if line.startswith("| dense | 0, 1 |"))
+    assert "| 2 (2 to 2) | 1 | 0.5 | - |" in dense
+    assert "* 90 %: 1.19, target 1.05: MISSED." in lines
+    assert "* 99 %: 1.46, target 1.15: MISSED." in lines
+    assert "| 90 %, reinit | 0 | 3 | 2.39 | 1.26 |" in lines
+    assert "* 90 %, reinit: clearly worse than the ticket." in lines
+    assert "Timed on a processor, threads: 2, device: auto." in lines
+    assert "too few samples" not in text
+    assert "64 samples (dpm++, 7 steps)" in text
+    assert "Real images of the other split have a distance of 0.25." in lines
+    # 1.5 times dense: element-99 is good enough, and no sparser row is known.
+    assert "| 1.5 | 16 | ≤ 24 | **≤ 12** |" in lines
+    assert any(line.startswith("| 99 % | ") and line.endswith("| 2 | 2 |") for line in lines)
+    for name in ("distance", "similarity", "allocation", "pattern"):
+        picture = tmp_path / "docs" / f"tickets-{name}.png"
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        assert f"]({picture.name})" in text
+    assert page(modules, where, tmp_path, "--check") == text
+    (tmp_path / "docs" / "tickets.md").write_text(text.replace("MISSED", "met"))
+    options = [*where[2:6], "-o", str(tmp_path / "docs" / "tickets.md"), "--check"]
+    assert modules["tickets_page"].main(options) == 1
+
+
+def test_points_on_curves(modules: dict[str, ModuleType]) -> None:
+    numbers = modules["tickets_numbers"]
+
+    def point(ms: float, distance: float) -> Any:
+        row = {"engine": "sparse-ddpm", "dtype": "float32", "batch": 1, "step_ms": ms}
+        evaluation = {"distance": distance}
+        return numbers.Figures("x", "x", (0,), (), (evaluation,), ({"results": [row]},))
+
+    curve = [point(4.0, 2.0), point(1.0, 6.0), point(16.0, 1.0)]
+    assert numbers.at_cost(curve, "ms1", 2.0) == pytest.approx(4.0)
+    assert numbers.at_cost(curve, "ms1", 16.0) == pytest.approx(1.0)
+    assert numbers.at_cost(curve, "ms1", 0.5) is None
+    assert numbers.equal_quality(curve, 1, 4.0) == (pytest.approx(2.0), False)
+    assert numbers.equal_quality(curve, 1, 6.0) == (1.0, True)
+    assert numbers.equal_quality(curve, 1, 0.5) == (None, False)
+    assert numbers.at_cost([point(3.0, 5.0)], "ms1", 3.0) == 5.0
