@@ -41,8 +41,9 @@ def test_the_readme_tells_how_it_was_trained() -> None:
 
 
 def _options(command: str) -> set[tuple[str, str]]:
-    pairs = [pair for pair in pairwise([*command.split(), ""]) if pair[0].startswith("--")]
-    return {pair for pair in pairs if pair[0] not in ("--data", "--out", "--from")}
+    pairs = [pair for pair in pairwise([*command.split(), "--"]) if pair[0].startswith("--")]
+    told = [(name, "" if value.startswith("--") else value) for name, value in pairs]
+    return {pair for pair in told if pair[0] not in ("--data", "--out", "--from")}
 
 
 def test_it_passes_verify(capsys: pytest.CaptureFixture[str]) -> None:
