@@ -272,8 +272,7 @@ def _dense_options(row: Row) -> dict[str, Any]:
     options = {name: value for name, value in row.train.items() if name not in LATER}
     if not str(options.get("rewind", "")).startswith("late:"):
         options.pop("rewind", None)
-    # Of a run without pruning rounds, no other can go on.
-    return {**options, "dense only": row.train.get("rounds") == 0}
+    return options
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
