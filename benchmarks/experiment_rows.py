@@ -3,7 +3,8 @@
 common.toml is under every row. A row has a `title`, the `tables` it stands in, `seeds`, and either
 a `[train]` table of options of `sparse-ddpm train`, or `of` another row and the `control` of it, or
 the `pair` of tickets that are compared. "ticket:ROW/SEED" as an option stands for that ticket. An
-`[evaluate]` table has options of `sparse-ddpm evaluate`.
+`[evaluate]` table has options of `sparse-ddpm evaluate`. `remedy` is a pair of another row and of
+what this one does otherwise, so that its distance may come nearer to that of dense.
 """
 
 from __future__ import annotations
@@ -24,7 +25,18 @@ RESULTS = ROOT / "benchmarks" / "results" / "tickets"
 COMMON = "common"
 TABLES = ("matching", "control", "similarity", "allocation", "pattern", "shipping")
 STAGES = ("train", "inspect", "evaluate", "bench")
-KNOWN = ("title", "tables", "seeds", "budget", "train", "evaluate", "of", "control", "pair")
+KNOWN = (
+    "title",
+    "tables",
+    "seeds",
+    "budget",
+    "train",
+    "evaluate",
+    "of",
+    "control",
+    "pair",
+    "remedy",
+)
 DECIDED = tuple(name.replace("_", "-") for name in GIVEN)
 """Options that `sparse-ddpm train --from` refuses."""
 
@@ -46,6 +58,7 @@ class Row:
     of: str = ""
     control: str = ""
     pair: tuple[tuple[str, int], ...] = ()
+    remedy: tuple[str, str] | None = None
 
     @property
     def trained(self) -> str:
@@ -79,7 +92,8 @@ def load_rows(folder: Path = FOLDER) -> dict[str, Row]:
         if path.stem != COMMON:
             found[path.stem] = _row(path.stem, _read(path), common)
     for row in found.values():
-        for name in (row.of, *(name for name, _ in (*row.pair, *filter(None, [row.begins])))):
+        named = (*row.pair, *filter(None, (row.begins, row.remedy)))
+        for name in (row.of, *(name for name, _ in named)):
             if name and (name not in found or found[name].pair):
                 raise ConfigError(expected(f"row {row.name}", "another row's name", repr(name)))
         if row.of:
@@ -115,6 +129,9 @@ def _row(name: str, content: dict[str, Any], common: dict[str, Any]) -> Row:
     if not tables or not set(tables) <= set(TABLES):
         raise ConfigError(expected(f"row {name}: tables", f"some of {TABLES}", tables))
     pair = tuple(parse_ticket(name, text) for text in merged.get("pair", ()))
+    remedy = merged.get("remedy")
+    if remedy is not None and [type(part) for part in remedy] != [str, str]:
+        raise ConfigError(expected(f"row {name}: remedy", "a row and what is otherwise", remedy))
     if ("of" in content) != ("control" in content) or ("pair" in content and len(pair) != 2):
         raise ConfigError(expected(f"row {name}", "of and control, or a pair", list(content)))
     return Row(
@@ -128,6 +145,7 @@ def _row(name: str, content: dict[str, Any], common: dict[str, Any]) -> Row:
         of=merged.get("of", ""),
         control=merged.get("control", ""),
         pair=pair,
+        remedy=None if remedy is None else (remedy[0], remedy[1]),
     )
 
 

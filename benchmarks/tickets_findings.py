@@ -75,6 +75,16 @@ class Findings:
         before = 0 if row.begins is None else self.steps(self.rows[row.begins[0]])
         return before + row.steps()
 
+    def nearer(self, distance: float) -> str:
+        """Tickets of the usual budget that are nearer than ``distance``."""
+        return ", ".join(
+            row.title
+            for row in self.rows.values()
+            if row.train.get("sparsity") and row.budget and not row.of
+            for here in [mean(self.figures[row.name].distances)]
+            if here is not None and here < distance
+        )
+
     def rows_of(self, table: str) -> list[Row]:
         return [row for row in self.rows.values() if table in row.tables]
 

@@ -23,6 +23,7 @@ from tickets_sections import (
     controls,
     matching,
     pattern,
+    remedies,
     saving,
     shipping,
     similarity,
@@ -32,7 +33,7 @@ from sparse_ddpm.errors import SparseDDPMError
 from sparse_ddpm.files import write_atomically
 
 OF_ROWS = ("rounds", "dense-steps", "steps", "final-steps", "rewind")
-SECTIONS = (matching, controls, similarity, allocation, pattern, shipping, saving)
+SECTIONS = (matching, remedies, controls, similarity, allocation, pattern, shipping, saving)
 
 
 def page(findings: Findings) -> str:

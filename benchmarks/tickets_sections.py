@@ -67,6 +67,41 @@ def matching(findings: Findings) -> Iterator[str]:
     yield from findings.picture("tickets-distance.png", against_sparsity(content))
 
 
+def remedies(findings: Findings) -> Iterator[str]:
+    yield "## What brings a ticket nearer?"
+    yield ""
+    start = findings.figures.get("dense-round")
+    began = mean(start.distances) if start else None
+    if start and began is not None:
+        steps = findings.rows[start.name].steps()
+        yield (
+            f"The rounds begin with a dense network of {steps:,} steps, whose distance is "
+            f"{number(began)}; `dense` has all its steps at once. Of the tickets of the same "
+            f"budget these are nearer than where they began: {findings.nearer(began) or 'none'}."
+        )
+        yield ""
+    yield (
+        "One thing done otherwise, everything else as in the row it is beside; below 1 it helps. "
+        "*Nearer*: the part of the way from that row to dense that it makes good."
+    )
+    yield ""
+    header = "| what | row | distance | without | ratio | nearer |"
+    rows = [row for row in findings.rows.values() if row.remedy]
+    yield from findings.table(header, rows, partial(remedy, findings))
+
+
+def remedy(findings: Findings, row: Row) -> list[str]:
+    assert row.remedy
+    before, what = row.remedy
+    here, there = (mean(findings.figures[name].distances) for name in (row.name, before))
+    ratio = nearer = None
+    if here is not None and there is not None:
+        ratio = here / there
+        if findings.dense is not None and there > findings.dense:
+            nearer = (there - here) / (there - findings.dense)
+    return [what, row.title, number(here), number(there), number(ratio), number(nearer, ".0%")]
+
+
 def controls(findings: Findings) -> Iterator[str]:
     yield "## Is it the ticket, or the size?"
     yield ""

@@ -44,8 +44,9 @@ ROWS = {
     "element-99": 'title = "99 %"\ntables = ["matching", "pattern"]\n[train]\nsparsity = 0.99\n',
     "reinit-90": 'title = "90 %, reinit"\ntables = ["control"]\nof = "element-90"\n'
     'control = "reinit"\n',
-    "similarity-90": 'title = "similarity"\ntables = ["allocation"]\n[train]\nsparsity = 0.9\n'
-    'allocation = "similarity"\nsimilar-to = ["ticket:element-90/0", "ticket:element-90/1"]\n',
+    "similarity-90": 'title = "similarity"\ntables = ["allocation"]\n'
+    'remedy = ["element-90", "allocation"]\n[train]\nsparsity = 0.9\nallocation = "similarity"\n'
+    'similar-to = ["ticket:element-90/0", "ticket:element-90/1"]\n',
     "pair": 'title = "two seeds"\ntables = ["similarity"]\n'
     'pair = ["ticket:element-90/0", "ticket:element-90/1"]\n',
 }

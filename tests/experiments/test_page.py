@@ -49,6 +49,7 @@ def test_the_page_is_made_of_results(
     assert "| 2 (2 to 2) | 1 | 0.5 | - |" in dense
     assert "* 90 %: 1.19, target 1.05: MISSED." in lines
     assert "* 99 %: 1.46, target 1.15: MISSED." in lines
+    assert "| allocation | similarity | 2 | 2.39 | 0.838 | 100% |" in lines
     assert "| 90 %, reinit | 0 | 3 | 2.39 | 1.26 |" in lines
     assert "* 90 %, reinit: clearly worse than the ticket." in lines
     assert "Timed on a processor, threads: 2, device: auto." in lines
@@ -66,6 +67,22 @@ def test_the_page_is_made_of_results(
     (tmp_path / "docs" / "tickets.md").write_text(text.replace("MISSED", "met"))
     options = [*where[2:6], "-o", str(tmp_path / "docs" / "tickets.md"), "--check"]
     assert modules["tickets_page"].main(options) == 1
+
+
+def test_tickets_beside_the_dense_round(
+    modules: dict[str, ModuleType], where: list[str], rows: Path, fake: Fake, tmp_path: Path
+) -> None:
+    options = 'title = "dense round"\ntables = ["matching"]\nbudget = 0\n[train]\nrounds = 0\n'
+    (rows / "dense-round.toml").write_text(options)
+    names = ["dense", "dense-round", "element-90", "similarity-90", "--seeds", "0"]
+    assert modules["experiments"].main([*names, *where]) == 0
+    words = "The rounds begin with a dense network of 10 steps, whose distance is"
+    assert f"{words} 2; `dense` has all" in page(modules, where, tmp_path)
+    path = Path(where[where.index("--results") + 1]) / "dense-round.json"
+    path.write_text(path.read_text().replace('"distance": 2.0', '"distance": 2.2'))
+    text = page(modules, where, tmp_path)
+    assert f"{words} 2.2;" in text
+    assert "these are nearer than where they began: similarity." in text
 
 
 def test_points_on_curves(modules: dict[str, ModuleType]) -> None:

@@ -58,6 +58,8 @@ def test_budgets_are_equal_or_said_to_differ(modules: dict[str, ModuleType], row
         ('title = "x"\ntables = ["control"]\nof = "dense"\n', "of and control, or a pair"),
         ('title = "x"\ntables = ["similarity"]\npair = ["a/0", "b/0"]\n', "ticket:ROW/SEED"),
         ('title = "x"\ntables = ["matching"]\n', "one of train, of, pair"),
+        ('title = "x"\ntables = ["matching"]\nremedy = ["dense"]\n[train]\n', "remedy: expected"),
+        ('title = "x"\ntables = ["matching"]\nremedy = ["no", "x"]\n[train]\n', "name, got 'no'"),
         ("title = \n", "a TOML file"),
     ],
 )
