@@ -77,7 +77,7 @@ class Findings:
 
     def nearer(self, distance: float) -> str:
         """Tickets of the usual budget that are nearer than ``distance``."""
-        return ", ".join(
+        return "; ".join(
             row.title
             for row in self.rows.values()
             if row.train.get("sparsity") and row.budget and not row.of
