@@ -28,6 +28,13 @@ TARGETS = {90: 1.05, 95: 1.05, 99: 1.15}
 """distance(ticket) / distance(dense), at most, by sparsity in per cent."""
 CLEAR = 1.1
 """From which ratio of two distances on one row is called clearly worse."""
+COSTS = {
+    "file_kb": "stored size",
+    "mflops": "FLOPs",
+    "ms1": "time, batch 1",
+    "ms16": "time, batch 16",
+}
+"""What rows are made equal in, and how the page calls it."""
 QUALITIES = (1.05, 1.15, 1.5, 2.0, 4.0, 8.0)
 """At which patterns are compared: distance as a multiple of dense."""
 
@@ -169,33 +176,39 @@ def allocation(findings: Findings) -> Iterator[str]:
     rows = findings.rows_of("allocation")
     yield from findings.ticket_table(rows)
     found = curves(rows, findings.figures, allocation_name)
-    if "uniform" in found:
-        yield from equal_cost(found)
+    yield from equal_cost(found, "uniform")
     yield from findings.picture("tickets-allocation.png", against_time(list(found.items())))
 
 
-def equal_cost(found: dict[str, list[Figures]]) -> Iterator[str]:
+def equal_cost(found: dict[str, list[Figures]], standard: str) -> Iterator[str]:
+    """Each row of other curves beside the curve ``standard``, read off where it costs as much."""
+    # Dense is where every curve begins, and no row of another one.
+    curve = [*found.get("dense", []), *found.get(standard, [])]
+    others = [rows for name, rows in found.items() if name not in ("dense", standard)]
+    cells = [(row, beside(row, curve)) for rows in others for row in rows]
+    known = [(row, ratios) for row, ratios in cells if any(r is not None for r in ratios)]
+    if not known:
+        return
     yield ""
     yield (
-        "At equal cost: distance, read off each allocation's curve (straight lines over the "
-        "logarithm of the cost) where it costs as much as `uniform` does; - where its curve "
-        "does not reach."
+        f"At equal cost: a row's distance over that of `{standard}`, read off the curve of "
+        "its rows and dense (straight lines over the logarithm of the cost) where it costs as "
+        "much; below 1 the row is better; - where the curve does not reach."
     )
     yield ""
-    others = [name for name in found if name != "uniform"]
-    header = line(["equal", "uniform at", "uniform", *others])
+    header = line(["row", "distance", *(f"equal {words}" for words in COSTS.values())])
     yield header
     yield rule(header)
-    for words, cost, unit in (
-        ("stored size", "file_kb", "kB"),
-        ("FLOPs", "mflops", "MFLOP"),
-        ("measured time, batch 16", "ms16", "ms"),
-    ):
-        for point in sorted(found["uniform"], key=lambda f: -(f.cost(cost) or 0.0)):
-            at, here = point.cost(cost), mean(point.distances)
-            if at is not None and here is not None:
-                there = [number(at_cost(found[name], cost, at)) for name in others]
-                yield line([words, f"{number(at)} {unit}", number(here), *there])
+    for row, ratios in known:
+        yield line([row.title, number(mean(row.distances)), *map(number, ratios)])
+
+
+def beside(row: Figures, curve: list[Figures]) -> list[float | None]:
+    """The distance of ``row`` over that of ``curve``, for each of `COSTS`."""
+    here = mean(row.distances)
+    costs = [(name, row.cost(name)) for name in COSTS]
+    there = [None if at is None else at_cost(curve, name, at) for name, at in costs]
+    return [here / each if here is not None and each else None for each in there]
 
 
 def pattern(findings: Findings) -> Iterator[str]:
@@ -204,6 +217,7 @@ def pattern(findings: Findings) -> Iterator[str]:
     rows = findings.rows_of("pattern")
     yield from findings.ticket_table(rows)
     found = curves(rows, findings.figures, pattern_name)
+    yield from equal_cost(found, "element")
     if findings.dense is not None:
         yield from times_of_quality(found, findings.dense)
     yield from findings.picture("tickets-pattern.png", against_time(list(found.items())))
@@ -220,16 +234,25 @@ def times_of_quality(found: dict[str, list[Figures]], dense: float) -> Iterator[
     header = line(["distance / dense", "batch", *found])
     yield header
     yield rule(header)
-    for batch in (1, 16):
+    fastest: dict[int, dict[str, list[str]]] = {1: {}, 16: {}}
+    for batch, winners in fastest.items():
         for quality in QUALITIES:
             times = [equal_quality(each, batch, quality * dense) for each in found.values()]
             known = [time for time, _ in times if time is not None]
             cells = []
-            for time, bound in times:
+            for name, (time, bound) in zip(found, times, strict=True):
                 text = number(time)
                 text = f"≤ {text}" if bound else text
-                cells.append(f"**{text}**" if known and time == min(known) else text)
+                best = bool(known) and time == min(known)
+                cells.append(f"**{text}**" if best else text)
+                if best:
+                    winners.setdefault(name, []).append(f"{quality:g}")
             yield line([f"{quality:g}", str(batch), *cells])
+    yield ""
+    for batch, winners in fastest.items():
+        if winners:
+            words = "; ".join(f"{name} at {', '.join(at)}" for name, at in winners.items())
+            yield f"* The fastest, batch {batch}, by times dense: {words}."
 
 
 def shipping(findings: Findings) -> Iterator[str]:

@@ -58,7 +58,13 @@ def test_the_page_is_made_of_results(
     assert "Real images of the other split have a distance of 0.25." in lines
     # 1.5 times dense: element-99 is good enough, and no sparser row is known.
     assert "| 1.5 | 16 | ≤ 24 | **≤ 12** |" in lines
+    words = "* The fastest, batch 16, by times dense: "
+    assert f"{words}dense at 1.05, 1.15; element at 1.5, 2, 4, 8." in lines
     assert any(line.startswith("| 99 % | ") and line.endswith("| 2 | 2 |") for line in lines)
+    # As large and as fast as element-90, whose distance is 2.39; dense is no row beside it.
+    equal = [line for line in lines if line.startswith("| similarity | 2 | ")]
+    assert len(equal) == 1
+    assert equal[0].endswith("| 0.838 | 0.838 |")
     for name in ("distance", "similarity", "allocation", "pattern"):
         picture = tmp_path / "docs" / f"tickets-{name}.png"
         assert picture.read_bytes().startswith(b"\x89PNG")
