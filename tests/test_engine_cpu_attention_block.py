@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from engine_rig import normal
 from numpy.typing import NDArray
-from sparse_ddpm_kernels import ISAS, KernelError, available_isas
 
 from sparse_ddpm.accounting import account, operation_flops
 from sparse_ddpm.engine.cpu import CpuEngine
@@ -31,6 +31,8 @@ from sparse_ddpm.program import (
 from sparse_ddpm.ticket import UNetConfig, synthetic_ticket
 
 TOLERANCE = 3e-6
+pytestmark = pytest.mark.usefixtures("isa")
+
 FUSED = "fused linear attention"
 TIME = TimeEmbedding(
     2,
@@ -41,24 +43,6 @@ TIME = TimeEmbedding(
     Dense(np.zeros((0, 4), "f4")),
     np.zeros(0, "f4"),
 )
-
-
-def isas() -> tuple[str, ...]:
-    try:
-        return available_isas()
-    except KernelError:
-        return ISAS
-
-
-@pytest.fixture(params=isas(), autouse=True)
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("SPARSE_DDPM_ISA", request.param)
-    monkeypatch.setenv("SPARSE_DDPM_POISON", "1")
-    return str(request.param)
-
-
-def normal(seed: int, *shape: int) -> NDArray[np.float32]:
-    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
 @dataclasses.dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sparse_ddpm_kernels import ISAS, KernelError, available_isas
+from engine_rig import isas
 
 from sparse_ddpm.engine.cpu import CpuEngine
 from sparse_ddpm.engine.reference import ReferenceEngine
@@ -32,13 +32,6 @@ TICKETS = [
     ("deep", 0.8, "vector:16"),
     ("deep", 0.6, "block:2x4"),
 ]
-
-
-def isas() -> tuple[str, ...]:
-    try:
-        return available_isas()
-    except KernelError:
-        return ISAS
 
 
 @pytest.fixture(

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from engine_rig import isas, normal
 from numpy.typing import NDArray
-from sparse_ddpm_kernels import ISAS, KernelError, available_isas
 
 from sparse_ddpm import Sampler
 from sparse_ddpm.engine import make_engine
@@ -55,13 +55,6 @@ TICKETS = [
 ]
 
 
-def isas() -> tuple[str, ...]:
-    try:
-        return available_isas()
-    except KernelError:
-        return ISAS
-
-
 CASES = [(isa, "float16") for isa in isas() if isa != "baseline"]
 CASES += [(isa, "bfloat16") for isa in isas() if isa == "avx512"]
 
@@ -79,10 +72,6 @@ def dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 
 
 every_case = pytest.mark.parametrize("dtype", CASES, indirect=True, ids="-".join)
-
-
-def normal(seed: int, *shape: int) -> NDArray[np.float32]:
-    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
 def program(shape: Shape, *operations: Operation) -> Program:

@@ -9,8 +9,9 @@ import threading
 
 import numpy as np
 import pytest
+from engine_rig import isas
 from numpy.typing import NDArray
-from sparse_ddpm_kernels import ISAS, KernelError, available_isas
+from sparse_ddpm_kernels import ISAS
 
 from sparse_ddpm.engine import make_engine
 from sparse_ddpm.engine.cpu import CpuEngine, default_threads
@@ -22,13 +23,6 @@ from sparse_ddpm.ticket import UNetConfig, synthetic_ticket
 
 TIMESTEPS = np.array([0, 30, 999])
 TINY = UNetConfig(dim=8, dim_mults=(1, 2), channels=3, image_size=8, groups=4, heads=2, dim_head=8)
-
-
-def isas() -> tuple[str, ...]:
-    try:
-        return available_isas()
-    except KernelError:
-        return ISAS
 
 
 @pytest.fixture(autouse=True)
