@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_ddpm.cli import common
+from sparse_ddpm.cli.drawing import add_drawing, draw
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from sparse_ddpm.metrics import Evaluation, Judge
+    from sparse_ddpm.ticket import Ticket
 
 
 def add_parser(subparsers: Any) -> None:
@@ -39,11 +41,6 @@ def add_parser(subparsers: Any) -> None:
     )
     add("--split", choices=("train", "test"), default="train", help="of them (default: train)")
     add("--judge", type=Path, metavar="FILE", help="from sparse-ddpm judge (default: shipped)")
-    add("--sampler", choices=("ddpm", "ddim", "dpm++"), default="ddim", help="default: ddim")
-    add("--steps", type=common.positive, default=50, help="default: 50")
-    add("--eta", type=float, help="noise of ddim, 0 to 1 (default: 0)")
-    add("--seed", type=common.natural, default=0, help="default: 0")
-    add("--batch", type=common.positive, help="images at once (default: 16, on a GPU 256)")
     add(
         "--inception",
         action="store_true",
@@ -55,8 +52,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="FILE",
         help="torch-fidelity's (default: it downloads them)",
     )
-    common.add_engine(parser)
-    common.add_dtype(parser)
+    add_drawing(parser)
     common.add_json(parser)
     parser.set_defaults(run=run)
 
@@ -74,14 +70,11 @@ def run(args: argparse.Namespace) -> int:
     # What cannot be judged is refused before minutes are spent on drawing it.
     given = _given(args) if args.images else None
     if given is None:
-        from sparse_ddpm.ticket import Ticket
-
         ticket, name = common.open_ticket(args)
-        assert isinstance(ticket, Ticket)
         size, channels = ticket.architecture.image_size, ticket.architecture.channels
         count = args.samples
     else:
-        ticket, name = None, str(args.images)
+        name = str(args.images)
         size, channels, count = given.shape[1], given.shape[3], len(given)
     _check(judge, size, channels, count, args)
     real = None
@@ -171,33 +164,17 @@ def _given(args: argparse.Namespace) -> NDArray[np.uint8]:
     return Images(array, None, args.images.name).images
 
 
-def _drawn(ticket: Any, args: argparse.Namespace) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+def _drawn(ticket: Ticket, args: argparse.Namespace) -> tuple[NDArray[np.uint8], dict[str, Any]]:
     """Samples, and how they were drawn."""
-    from sparse_ddpm.api import Sampler
-    from sparse_ddpm.engine import default_dtype
-
-    settings = {"device": args.device, "threads": args.threads, "dtype": args.dtype}
-    with Sampler(ticket, **settings) as sampler:
-        start = time.perf_counter()
-        images = sampler.sample(
-            args.samples,
-            steps=args.steps,
-            sampler=args.sampler,
-            seed=args.seed,
-            eta=args.eta,
-            batch_size=args.batch,
-            progress=True,
-        )
-        seconds = time.perf_counter() - start
-        engine = sampler.description
-    return images, {
+    drawing = draw(ticket, args.samples, args)
+    return drawing.images, {
         "sampler": args.sampler,
         "steps": args.steps,
         "eta": args.eta,
         "seed": args.seed,
-        "engine": engine,
-        "dtype": args.dtype or default_dtype(args.device),
-        "sampling_seconds": seconds,
+        "engine": drawing.engine,
+        "dtype": drawing.dtype,
+        "sampling_seconds": drawing.seconds,
     }
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 from typing import Any
 
 from sparse_ddpm.cli import common
+from sparse_ddpm.cli.drawing import add_drawing, draw
 
 
 def add_parser(subparsers: Any) -> None:
@@ -27,17 +27,7 @@ def add_parser(subparsers: Any) -> None:
         help="a picture of all images in a grid, or raw uint8 [n, H, W, C] as .npy "
         "(default: samples.png)",
     )
-    parser.add_argument(
-        "--sampler", choices=("ddpm", "ddim", "dpm++"), default="ddim", help="default: ddim"
-    )
-    parser.add_argument("--steps", type=common.positive, default=50, help="default: 50")
-    parser.add_argument("--eta", type=float, help="noise of ddim, 0 to 1 (default: 0)")
-    parser.add_argument("--seed", type=common.natural, default=0, help="default: 0")
-    parser.add_argument(
-        "--batch", type=common.positive, help="images at once (default: 16, on a GPU 256)"
-    )
-    common.add_engine(parser)
-    common.add_dtype(parser)
+    add_drawing(parser)
     common.add_json(parser)
     parser.set_defaults(run=run)
 
@@ -46,8 +36,6 @@ def run(args: argparse.Namespace) -> int:
     """Draw, write, report."""
     import numpy as np
 
-    from sparse_ddpm.api import Sampler
-    from sparse_ddpm.engine import default_dtype
     from sparse_ddpm.errors import ConfigError, expected
     from sparse_ddpm.files import write_atomically
     from sparse_ddpm.pictures import FORMATS, save_grid
@@ -57,20 +45,8 @@ def run(args: argparse.Namespace) -> int:
         wanted = f"a suffix among {', '.join((*FORMATS, '.npy'))}"
         raise ConfigError(expected(f"output {args.output}", wanted, repr(args.output.suffix)))
     ticket, name = common.open_ticket(args)
-    settings = {"device": args.device, "threads": args.threads, "dtype": args.dtype}
-    with Sampler(ticket, **settings) as sampler:
-        start = time.perf_counter()
-        images = sampler.sample(
-            args.n,
-            steps=args.steps,
-            sampler=args.sampler,
-            seed=args.seed,
-            eta=args.eta,
-            batch_size=args.batch,
-            progress=True,
-        )
-        seconds = time.perf_counter() - start
-        engine = sampler.description
+    drawing = draw(ticket, args.n, args)
+    images, seconds = drawing.images, drawing.seconds
     if suffix == ".npy":
         write_atomically(args.output, lambda file: np.save(file, images))
     else:
@@ -85,8 +61,8 @@ def run(args: argparse.Namespace) -> int:
                 "sampler": args.sampler,
                 "steps": args.steps,
                 "seed": args.seed,
-                "engine": engine,
-                "dtype": args.dtype or default_dtype(args.device),
+                "engine": drawing.engine,
+                "dtype": drawing.dtype,
                 "seconds": seconds,
                 "images_per_s": args.n / seconds,
             }
@@ -95,6 +71,6 @@ def run(args: argparse.Namespace) -> int:
         size = f"{images.shape[2]}x{images.shape[1]}"
         print(
             f"{args.output}: {args.n} images of {size}, {args.steps} {args.sampler} steps, "
-            f"{seconds:.2f} s on {engine}"
+            f"{seconds:.2f} s on {drawing.engine}"
         )
     return 0
