@@ -177,7 +177,7 @@ class Runner:
         if row.of or row.begins or self.places.dry:
             yield
             return
-        key = json.dumps(_dense_options(row), sort_keys=True)
+        key = _dense_key(row)
         found = partial(self._with_dense_round, row, seed)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.locks.hold("dense", key, seed, unless=lambda: bool(found())))
@@ -275,6 +275,20 @@ def _dense_options(row: Row) -> dict[str, Any]:
     return options
 
 
+def _dense_key(row: Row) -> str:
+    return json.dumps(_dense_options(row), sort_keys=True)
+
+
+def apart(rows: dict[str, Row], pairs: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """``pairs`` with one for each dense round first: others would wait for it in their lanes."""
+    first: dict[tuple[str, int], tuple[str, int]] = {}
+    for name, seed in pairs:
+        row = rows[name]
+        if not (row.of or row.begins or row.pair):
+            first.setdefault((_dense_key(row), seed), (name, seed))
+    return [*first.values(), *(pair for pair in pairs if pair not in first.values())]
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("rows", nargs="*", metavar="ROW")
@@ -326,7 +340,10 @@ def work(runner: Runner, chosen: list[Row], options: argparse.Namespace) -> list
 
     if options.jobs != 1:
         beside = tuple(stage for stage in stages if stage not in ALONE)
-        tasks = [partial(attempt, runner.run_to_log, pair, beside, again) for pair in pairs]
+        tasks = [
+            partial(attempt, runner.run_to_log, pair, beside, again)
+            for pair in apart(runner.rows, pairs)
+        ]
         run_in_lanes(tasks, options.jobs)
         stages = tuple(stage for stage in stages if stage in ALONE)
     for pair in pairs:

@@ -117,6 +117,16 @@ def test_rows_side_by_side_give_what_they_give_in_turn(
     assert together == {name: kept(in_turn, name) for name in ROWS}
 
 
+def test_dense_rounds_come_first(modules: dict[str, ModuleType], rows: Path) -> None:
+    """Rows that would wait for another one's dense round are not next to it."""
+    found = modules["experiment_rows"].load_rows(rows)
+    names = ("pair", "reinit-90", "dense", "element-90", "element-99")
+    pairs = [(name, seed) for seed in (0, 1) for name in names]
+    got = modules["experiments"].apart(found, pairs)
+    assert got[:4] == [("dense", 0), ("element-90", 0), ("dense", 1), ("element-90", 1)]
+    assert got[4:] == [pair for pair in pairs if pair not in got[:4]]
+
+
 def test_a_failure_in_a_lane(
     modules: dict[str, ModuleType],
     where: list[str],
