@@ -164,6 +164,8 @@ def search_name(row: Row) -> str:
 
 def pattern_name(row: Row) -> str:
     words = [str(row.train.get("pattern", "element"))]
+    if (allocation := row.train.get("allocation", "uniform")) != "uniform":
+        words.append(allocation)
     if row.train.get("permute"):
         words.append("permuted")
     if row.train.get("gradual"):
