@@ -150,16 +150,15 @@ def _between(x: float, one: tuple[float, float], two: tuple[float, float]) -> fl
 
 
 def allocation_name(row: Row) -> str:
-    gradual = ", gradual" if row.train.get("gradual") else ""
-    return _other_than_tickets(row) or row.train.get("allocation", "uniform") + gradual
+    words = [row.train.get("allocation", "uniform"), *_gradual(row)]
+    return _other_than_tickets(row) or ", ".join(words)
 
 
 def search_name(row: Row) -> str:
     """How weights were chosen: allocation where it is not uniform, then rewinding or gradual."""
     allocation = row.train.get("allocation", "uniform")
     words = [] if allocation == "uniform" else [allocation]
-    words.append("gradual" if row.train.get("gradual") else f"rewinding {row.train['rewind']}")
-    return ", ".join(words)
+    return ", ".join([*words, *(_gradual(row) or [f"rewinding {row.train['rewind']}"])])
 
 
 def pattern_name(row: Row) -> str:
@@ -168,9 +167,13 @@ def pattern_name(row: Row) -> str:
         words.append(allocation)
     if row.train.get("permute"):
         words.append("permuted")
-    if row.train.get("gradual"):
-        words.append("gradual")
-    return _other_than_tickets(row) or ", ".join(words)
+    return _other_than_tickets(row) or ", ".join([*words, *_gradual(row)])
+
+
+def _gradual(row: Row) -> list[str]:
+    if not row.train.get("gradual"):
+        return []
+    return ["gradual" if row.train["dense-steps"] > 1 else "gradual from the start"]
 
 
 def _other_than_tickets(row: Row) -> str:
