@@ -50,7 +50,7 @@ from sparse_ddpm.files import write_atomically
 
 LATER = (
     *("rounds", "prune-fraction", "sparsity", "steps", "final-steps"),
-    *("allocation", "similar-to", "pattern", "permute", "gradual", "distil"),
+    *("allocation", "similar-to", "pattern", "permute", "gradual", "ramp", "distil"),
 )
 """Options that do not bear on the dense round, so that rows which differ in them share it."""
 LONG = ("operations", "memory", "storage")

@@ -19,7 +19,7 @@ from sparse_ddpm.cli import train as command
 from sparse_ddpm.cli.main import main
 from sparse_ddpm.errors import ConfigError
 from sparse_ddpm.lottery import run as lottery_run
-from sparse_ddpm.lottery.controls import control_steps
+from sparse_ddpm.lottery.controls import control_steps, narrow_settings
 from sparse_ddpm.lottery.gradual import mask_updates
 from sparse_ddpm.lottery.patterns import pattern_of, whole_units
 from sparse_ddpm.lottery.permutation import channel_spaces, permuted
@@ -148,7 +148,7 @@ def _arrays(path: Path, key: str | None = None) -> dict[str, Any]:
 
 
 def test_the_cubic_schedule() -> None:
-    updates = mask_updates(2000, Fraction(1, 20))
+    updates = mask_updates(2000, Fraction(1, 20), 0.75)
     assert len(updates) == 50
     assert list(updates) == sorted(updates)
     assert max(updates) == 1500
@@ -156,9 +156,12 @@ def test_the_cubic_schedule() -> None:
     assert float(updates[750]) == pytest.approx(1 - 0.95 * (1 - 0.5**3))
     densities = list(updates.values())
     assert all(a > b for a, b in pairwise(densities))
-    assert mask_updates(1, Fraction(1, 9)) == {0: Fraction(1, 9)}
-    assert mask_updates(2, Fraction(1, 9)) == {1: Fraction(1, 9)}
-    assert list(mask_updates(7, Fraction(1, 9))) == [1, 2, 3, 4, 5]
+    assert mask_updates(1, Fraction(1, 9), 0.75) == {0: Fraction(1, 9)}
+    assert mask_updates(2, Fraction(1, 9), 0.75) == {1: Fraction(1, 9)}
+    assert list(mask_updates(7, Fraction(1, 9), 0.75)) == [1, 2, 3, 4, 5]
+    assert mask_updates(7, Fraction(1, 9), 0.0) == {0: Fraction(1, 9)}
+    assert list(mask_updates(10, Fraction(1, 9), 0.3)) == [1, 2, 3]
+    assert list(mask_updates(3, Fraction(1, 9), 0.999)) == [1, 2]
 
 
 def test_gradual_masks_stay_exact_on_the_way() -> None:
@@ -173,7 +176,7 @@ def test_gradual_masks_stay_exact_on_the_way() -> None:
                 assert (effective[name][~mask] == 0).all(), name
         return prune(effective, masks, density, architecture=TINY)
 
-    gradual = Gradual(mask_updates(12, Fraction(1, 10)), pruning)
+    gradual = Gradual(mask_updates(12, Fraction(1, 10), 0.75), pruning)
     trained = train_round(
         settings,
         Diffusion(settings.diffusion, alphas_cumprod(settings.diffusion)),
@@ -197,13 +200,15 @@ def test_gradual_masks_stay_exact_on_the_way() -> None:
 
 def test_gradual_is_one_round_from_a_dense_start(tmp_path: Path, spec: str) -> None:
     chosen = {**SHORT, "gradual": True, "steps": 9, "rewind": "lr", "pattern": "vector:4"}
+    chosen["ramp"] = 0.5
     metrics = run(tmp_path, spec, chosen=chosen, controls=["reinit", "random-mask"])
     assert [m["density"] for m in metrics][1:] == [metrics[1]["density"]] * 3
     ticket = load_ticket(tmp_path / "ticket.pt")
     assert 0.8 <= ticket.sparsity < 0.82
     check_units(ticket, VECTOR)
     assert "--rounds 1" in ticket.provenance.command
-    assert "--gradual" in ticket.provenance.command
+    assert "--gradual --ramp 0.5" in ticket.provenance.command
+    assert not narrow_settings(Settings(data="mnist:x", **chosen), "narrow:0.5").gradual
 
 
 def test_similarity_takes_two_tickets_and_keeps_what_they_say(tmp_path: Path, spec: str) -> None:

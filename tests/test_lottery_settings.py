@@ -95,6 +95,11 @@ def test_the_first_setting_that_differs_is_named() -> None:
         ),
         ({"permute": True, "pattern": "block:1x8"}, "got 'block:1x8'"),
         ({"gradual": True}, "rounds: expected 1 with --gradual, got 11"),
+        ({"ramp": 0.5}, "ramp: expected --gradual beside it, got 0.5"),
+        (
+            {"gradual": True, "rounds": 1, "ramp": 1.0},
+            "ramp: expected a number of at least 0 and below 1, got 1.0",
+        ),
         ({"distil": 1.5}, "distil: expected a number of at least 0 and at most 1, got 1.5"),
         ({"distil": 0.5, "rounds": 0}, "rounds: expected at least 1 with --distil, got 0"),
         ({"dim": 12}, "architecture.dim: expected a multiple of groups=8, got 12"),

@@ -97,6 +97,13 @@ def add_parser(subparsers: Any) -> None:
         action="store_true",
         help="one round that begins dense, its mask on a cubic schedule, instead of many rounds",
     )
+    add(
+        "--ramp",
+        type=float,
+        metavar="PART",
+        help="part, below 1, of a gradual round's steps in which weights go; in the rest the "
+        "mask stays as it is (default: 0.75)",
+    )
     add("--rewind", help="init, late:K (weights after K dense steps) or lr (default: init)")
     add("--dense-steps", type=int, metavar="N", help="steps of round 0 (default: 2000)")
     add("--steps", type=int, metavar="N", help="steps of every other round (default: 2000)")

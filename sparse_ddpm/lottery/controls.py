@@ -15,7 +15,7 @@ import dataclasses
 import re
 
 from sparse_ddpm.errors import ConfigError, expected
-from sparse_ddpm.lottery.settings import FineTuning, Settings
+from sparse_ddpm.lottery.settings import RAMP, FineTuning, Settings
 from sparse_ddpm.ticket import UNetConfig
 
 MASKED = ("reinit", "random-mask")
@@ -43,7 +43,13 @@ def narrow_settings(settings: Settings, control: str) -> Settings:
         what = f"control {control}: width in multiples of {config.groups}"
         raise ConfigError(expected(what, f"fewer than {config.dim} channels", dim))
     return dataclasses.replace(
-        settings, dim=dim, allocation="uniform", pattern="element", permute=False, gradual=False
+        settings,
+        dim=dim,
+        allocation="uniform",
+        pattern="element",
+        permute=False,
+        gradual=False,
+        ramp=RAMP,
     )
 
 

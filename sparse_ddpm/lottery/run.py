@@ -243,7 +243,8 @@ class Run:
         )
 
     def _gradual(self) -> Gradual:
-        return Gradual(mask_updates(self.settings.steps_of(1), self._density(1)), self._prune)
+        steps, ramp = self.settings.steps_of(1), self.settings.ramp
+        return Gradual(mask_updates(steps, self._density(1), ramp), self._prune)
 
     def _permuted(self, weights: Weights) -> Weights:
         """``weights`` of round 0 or before in the order of channels that later rounds have."""

@@ -20,7 +20,9 @@ PRECISIONS = ("auto", "float32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
 STORES = ("float32", "float16")
 KERNELS = ("auto", "torch", "sparse")
-LATER = {"kernels": "torch"}
+RAMP = 0.75
+"""Part of a gradual round in which weights go, unless chosen otherwise."""
+LATER = {"kernels": "torch", "ramp": RAMP}
 """Settings that runs did not always have, and what those runs did."""
 
 
@@ -31,11 +33,11 @@ class Settings:
     ``prune_fraction`` of the remaining prunable weights goes in each of ``rounds`` pruning rounds;
     ``sparsity`` instead fixes where the last one ends. ``rewind`` is ``init``, ``late:K`` or
     ``lr``. With ``gradual`` the one pruning round begins dense and its mask follows a cubic
-    schedule; with ``permute`` output channels are reordered, before anything is pruned, so that
-    units hold more; ``distil`` is the weight, from 0 to 1, of the dense average's prediction in
-    what pruned networks learn. ``device``, ``precision``, ``threads`` and ``kernels`` are resolved
-    before a run begins: its bits depend on them. ``kernels`` that stay ``auto`` are chosen by
-    density.
+    schedule over the first ``ramp``, a part, of its steps; with ``permute`` output channels are
+    reordered, before anything is pruned, so that units hold more; ``distil`` is the weight, from 0
+    to 1, of the dense average's prediction in what pruned networks learn. ``device``,
+    ``precision``, ``threads`` and ``kernels`` are resolved before a run begins: its bits depend on
+    them. ``kernels`` that stay ``auto`` are chosen by density.
     """
 
     data: str
@@ -53,6 +55,7 @@ class Settings:
     pattern: str = "element"
     permute: bool = False
     gradual: bool = False
+    ramp: float = RAMP
     rewind: str = "init"
     dense_steps: int = 2000
     steps: int = 2000
@@ -106,6 +109,7 @@ class Settings:
         _number("weight-decay", self.weight_decay, 0.0, math.inf)
         _number("clip-gradient", self.clip_gradient, 0.0, math.inf, open_low=True)
         _number("ema", self.ema, 0.0, 1.0)
+        _number("ramp", self.ramp, 0.0, 1.0)
         _number("distil", self.distil, 0.0, 1.0, closed_high=True)
         self._check_pruning()
         late = self.late_steps
@@ -122,6 +126,8 @@ class Settings:
             raise ConfigError(expected("pattern", wanted, repr(self.pattern)))
         if self.gradual and self.rounds != 1:
             raise ConfigError(expected("rounds", "1 with --gradual", self.rounds))
+        if not self.gradual and self.ramp != RAMP:
+            raise ConfigError(expected("ramp", "--gradual beside it", self.ramp))
         if self.distil > 0.0 and self.rounds == 0:
             raise ConfigError(expected("rounds", "at least 1 with --distil", 0))
 
