@@ -149,7 +149,7 @@ def similarity(findings: Findings) -> Iterator[str]:
         "depth and similarity over the blocks, -1 if it falls from each block to the next."
     )
     yield ""
-    rows = findings.rows_of("similarity")
+    rows = [row for row in findings.rows_of("similarity") if row.pair]
     found = {
         row.title: compared
         for row in rows

@@ -47,6 +47,8 @@ ROWS = {
     "similarity-90": 'title = "similarity"\ntables = ["allocation"]\n'
     'remedy = ["element-90", "allocation"]\n[train]\nsparsity = 0.9\nallocation = "similarity"\n'
     'similar-to = ["ticket:element-90/0", "ticket:element-90/1"]\n',
+    "order-90": 'title = "90 %, another order"\ntables = ["similarity"]\n[train]\nsparsity = 0.9\n'
+    "data-seed = 7\n",
     "pair": 'title = "two seeds"\ntables = ["similarity"]\n'
     'pair = ["ticket:element-90/0", "ticket:element-90/1"]\n',
 }

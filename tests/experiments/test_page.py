@@ -15,7 +15,7 @@ def test_the_page_says_what_has_not_been_run(
     modules: dict[str, ModuleType], where: list[str], tmp_path: Path
 ) -> None:
     text = page(modules, where, tmp_path)
-    assert "**0 of 6 rows have been run in full, with all their seeds; 0 in part.** Nothing" in text
+    assert "**0 of 7 rows have been run in full, with all their seeds; 0 in part.** Nothing" in text
     assert "**Not run: 3 of the 3 rows of this table.**" in text
     assert "* Nothing yet: " in text
     assert all(f"`{name}`" in text for name in ROWS)
@@ -43,7 +43,7 @@ def test_the_page_is_made_of_results(
     path.write_text(json.dumps(result))
     text = page(modules, where, tmp_path)
     lines = text.splitlines()
-    assert "**6 of 6 rows have been run in full, with all their seeds; 0 in part.**" in text
+    assert "**7 of 7 rows have been run in full, with all their seeds; 0 in part.**" in text
     assert "Every row has been run" in text
     dense = next(line for line in lines if line.startswith("| dense | 0, 1 |"))
     assert "| 2 (2 to 2) | 1 | 0.5 | - |" in dense
