@@ -37,12 +37,27 @@ def test_alike_blocks_are_denser() -> None:
     assert mean == pytest.approx(1.0)
 
 
+def test_chance_counts_for_nothing() -> None:
+    """Blocks that are a little more alike than chance, by chance, are at the floor."""
+    one, two = (synthetic_ticket(TINY, 0.8, seed=seed) for seed in (0, 1))
+    alike = {n: one.mask(n) if n.startswith("down.0") else m for n, m in two.masks.items()}
+    densities = relative_densities(one, with_masks(two, alike))
+    assert {d for n, d in densities.items() if not n.startswith("down.0")} == {0.5}
+
+
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_tickets_of_two_seeds_are_refused(seed: int) -> None:
+    one, two = synthetic_ticket(TINY, 0.8, seed=0), synthetic_ticket(TINY, 0.8, seed=seed)
+    with pytest.raises(ConfigError, match=r"masks more alike than chance .*--data-seed.*, got none"):
+        relative_densities(one, two)
+
+
 def test_tickets_that_say_nothing_are_refused() -> None:
     one = synthetic_ticket(TINY, 0.5)
-    with pytest.raises(ConfigError, match="masks more alike than chance, got none"):
+    with pytest.raises(ConfigError, match=r"masks more alike than chance .*, got none"):
         relative_densities(with_masks(one, {}), with_masks(one, {}))
     inverse = with_masks(one, {n: ~m for n, m in one.masks.items()})
-    with pytest.raises(ConfigError, match="masks more alike than chance, got none"):
+    with pytest.raises(ConfigError, match=r"masks more alike than chance .*, got none"):
         relative_densities(one, inverse)
     other = synthetic_ticket(dataclasses.replace(TINY, dim=16), 0.5)
     with pytest.raises(TicketError, match=r"architecture\.dim"):
