@@ -24,10 +24,14 @@ from tickets_numbers import (
 )
 from tickets_pictures import against_sparsity, against_time, over_depth
 
+from sparse_ddpm.similarity import rank_trend
+
 TARGETS = {90: 1.05, 95: 1.05, 99: 1.15}
 """distance(ticket) / distance(dense), at most, by sparsity in per cent."""
 CLEAR = 1.1
 """From which ratio of two distances on one row is called clearly worse."""
+TRENDS = {"trend": "", "trend, down": "down.", "trend, up": "up."}
+"""Over which blocks, by the beginnings of their names."""
 COSTS = {
     "file_kb": "stored size",
     "mflops": "FLOPs",
@@ -146,7 +150,8 @@ def similarity(findings: Findings) -> Iterator[str]:
     yield (
         "The Jaccard index of two masks, corrected for chance: 1 for equal masks, 0 on average "
         "for independent ones, ± the standard deviation of that. *Trend*: rank correlation of "
-        "depth and similarity over the blocks, -1 if it falls from each block to the next."
+        "depth and similarity over the blocks, -1 if it falls from each block to the next; over "
+        "all blocks, those of the encoder (down) and those of the decoder (up)."
     )
     yield ""
     rows = [row for row in findings.rows_of("similarity") if row.pair]
@@ -160,14 +165,22 @@ def similarity(findings: Findings) -> Iterator[str]:
     def cells(row: Row) -> list[str]:
         compared = found[row.title]
         stages = {stage["name"]: stage for stage in compared["stages"]}
-        trend = number(compared["trend"], "+.2f")
+        trends = [number(rank_trend(each), "+.2f") for each in parts(compared["blocks"])]
         everywhere = [corrected(stages[name]) for name in names]
         same = "yes" if compared["same_beginning"] else "no"
-        return [row.title, same, corrected(compared["total"]), trend, *everywhere]
+        return [row.title, same, corrected(compared["total"]), *trends, *everywhere]
 
-    header = line(["tickets", "same initial weights", "all layers", "trend", *names])
+    header = line(["tickets", "same initial weights", "all layers", *TRENDS, *names])
     yield from findings.table(header, rows, cells)
     yield from findings.picture("tickets-similarity.png", over_depth(list(found.items())))
+
+
+def parts(blocks: list[dict[str, Any]]) -> list[list[float | None]]:
+    """The similarity of all blocks, of those of the encoder and of those of the decoder."""
+    return [
+        [block["corrected"] for block in blocks if block["name"].startswith(prefix)]
+        for prefix in TRENDS.values()
+    ]
 
 
 def allocation(findings: Findings) -> Iterator[str]:

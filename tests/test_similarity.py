@@ -17,6 +17,7 @@ from sparse_ddpm.similarity import (
     compare,
     hypergeometric,
     pooled,
+    rank_trend,
     scattered,
     stage_of,
 )
@@ -235,7 +236,15 @@ def test_the_trend_is_the_sign_of_the_slope(sign: int, trend: float) -> None:
         two[moved : moved + kept] = True
         first[name], second[name] = (m.reshape(dense.mask(name).shape) for m in (one, two))
     found = compare(with_masks(dense, first, "element"), with_masks(dense, second, "element"))
-    assert found.trend == pytest.approx(trend, abs=0.02)
+    for part in (found.trend, found.trend_down, found.trend_up):
+        assert part == pytest.approx(trend, abs=0.02)
+
+
+def test_a_trend_needs_three_that_differ() -> None:
+    assert rank_trend([3.0, None, 1.0]) is rank_trend([]) is rank_trend([2.0] * 4) is None
+    assert rank_trend([0.9, 0.5, None, 0.1]) == -1.0
+    # Down and up again: no trend over all, and a full one over each half.
+    assert rank_trend([0.9, 0.5, 0.1, 0.1, 0.5, 0.9]) == pytest.approx(0.0)
 
 
 def test_common_initial_weights_are_known_only_from_a_hash() -> None:

@@ -65,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
                 ],
                 "same_beginning": found.same_beginning,
                 "trend": found.trend,
+                "trend_down": found.trend_down,
+                "trend_up": found.trend_up,
                 "total": found.total.as_json(),
                 **{
                     level: [row.as_json() for row in getattr(found, level)]
@@ -128,8 +130,10 @@ def _print(found: Comparison, first: Ticket, second: Ticket, args: argparse.Name
     print("-" * len(header))
     print(_line(found.total, "all"))
     print(f"\n* more than {MARKED:g} standard deviations of chance away from chance")
-    if found.trend is not None:
-        print(f"rank correlation of depth and corrected index over blocks: {found.trend:+.2f}")
+    trends = {"all": found.trend, "down": found.trend_down, "up": found.trend_up}
+    known = [f"{name} {trend:+.2f}" for name, trend in trends.items() if trend is not None]
+    if known:
+        print(f"rank correlation of depth and corrected index over blocks: {', '.join(known)}")
 
 
 def _line(row: Likeness, name: str) -> str:

@@ -1,7 +1,14 @@
 """How alike two tickets are, layer by layer, beyond what chance explains. Numpy only."""
 
 from sparse_ddpm.similarity.chance import Chance, hypergeometric, pooled, scattered
-from sparse_ddpm.similarity.compare import Comparison, Likeness, block_of, compare, stage_of
+from sparse_ddpm.similarity.compare import (
+    Comparison,
+    Likeness,
+    block_of,
+    compare,
+    rank_trend,
+    stage_of,
+)
 
 __all__ = [
     "Chance",
@@ -11,6 +18,7 @@ __all__ = [
     "compare",
     "hypergeometric",
     "pooled",
+    "rank_trend",
     "scattered",
     "stage_of",
 ]

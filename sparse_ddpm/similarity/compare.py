@@ -93,19 +93,34 @@ class Comparison:
 
     @property
     def trend(self) -> float | None:
-        """Spearman's rank correlation of depth and corrected index over the blocks.
+        """`rank_trend` of the corrected index over all blocks."""
+        return rank_trend([row.corrected for row in self.blocks])
 
-        -1: similarity falls from each block to the next; +1: it rises. None for fewer than three.
-        """
-        values = [row.corrected for row in self.blocks if row.corrected is not None]
-        if len(values) < 3:
-            return None
-        ranks = np.array([_rank(value, values) for value in values])
-        depths = np.arange(len(values), dtype=np.float64)
-        spread = ranks.std() * depths.std()
-        if spread == 0.0:
-            return None
-        return float(np.mean((ranks - ranks.mean()) * (depths - depths.mean())) / spread)
+    @property
+    def trend_down(self) -> float | None:
+        """`trend` over the levels of the encoder alone."""
+        return rank_trend([row.corrected for row in self.blocks if row.name.startswith("down.")])
+
+    @property
+    def trend_up(self) -> float | None:
+        """`trend` over the levels of the decoder alone."""
+        return rank_trend([row.corrected for row in self.blocks if row.name.startswith("up.")])
+
+
+def rank_trend(similarities: Sequence[float | None]) -> float | None:
+    """Spearman's rank correlation of place and value, of those that are known.
+
+    -1: similarity falls from each to the next; +1: it rises. None for fewer than three.
+    """
+    values = [value for value in similarities if value is not None]
+    if len(values) < 3:
+        return None
+    ranks = np.array([_rank(value, values) for value in values])
+    depths = np.arange(len(values), dtype=np.float64)
+    spread = ranks.std() * depths.std()
+    if spread == 0.0:
+        return None
+    return float(np.mean((ranks - ranks.mean()) * (depths - depths.mean())) / spread)
 
 
 def compare(first: Ticket, second: Ticket) -> Comparison:
