@@ -32,7 +32,7 @@ from tickets_sections import (
 from sparse_ddpm.errors import SparseDDPMError
 from sparse_ddpm.files import write_atomically
 
-OF_ROWS = ("rounds", "dense-steps", "steps", "final-steps", "rewind")
+OF_ROWS = ("rounds", "dense-steps", "steps", "final-steps", "rewind", "pattern")
 SECTIONS = (matching, remedies, controls, similarity, allocation, pattern, shipping, saving)
 
 

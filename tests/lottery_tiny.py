@@ -20,6 +20,7 @@ CHOSEN: dict[str, Any] = {
     "timesteps": 3,
     "rounds": 2,
     "prune_fraction": 0.5,
+    "pattern": "element",
     "dense_steps": 6,
     "steps": 4,
     "batch_size": 4,

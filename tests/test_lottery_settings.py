@@ -90,7 +90,7 @@ def test_the_first_setting_that_differs_is_named() -> None:
         ({"lr": math.inf}, "lr: expected a number"),
         ({"ema": 1.0}, "ema: expected a number of at least 0 and below 1, got 1.0"),
         (
-            {"permute": True},
+            {"permute": True, "pattern": "element"},
             "pattern: expected a pattern of several output channels with --permute",
         ),
         ({"permute": True, "pattern": "block:1x8"}, "got 'block:1x8'"),

@@ -24,6 +24,8 @@ RAMP = 0.75
 """Part of a gradual round in which weights go, unless chosen otherwise."""
 LATER = {"kernels": "torch", "ramp": RAMP}
 """Settings that runs did not always have, and what those runs did."""
+SAID = ("pattern",)
+"""Settings that a command says even where they are the default, which has not always been so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class Settings:
     prune_fraction: float = 0.2
     sparsity: float | None = None
     allocation: str = "uniform"
-    pattern: str = "element"
+    pattern: str = "vector:4"
     permute: bool = False
     gradual: bool = False
     ramp: float = RAMP
@@ -174,7 +176,8 @@ class Settings:
         words = ["sparse-ddpm", "train", "--data", f"{kind}:{place}", "--out", "DIR"]
         for item in dataclasses.fields(Settings):
             value = getattr(self, item.name)
-            if item.name in ("data", *self._unasked()) or value == item.default:
+            usual = value == item.default and item.name not in SAID
+            if usual or item.name in ("data", *self._unasked()):
                 continue
             option = "--" + item.name.replace("_", "-")
             words += [option] if value is True else [option, str(value)]
