@@ -7,7 +7,7 @@ from pathlib import Path
 
 from experiment_rows import Row, read_result
 from matplotlib.figure import Figure
-from tickets_numbers import Figures, figures, line, mean, number, rule, spread
+from tickets_numbers import Figures, figures, first_seed, line, mean, number, rule, spread
 
 TICKET_HEADER = (
     "| row | seeds | gone | distance | / dense | precision | recall | kB | MFLOP | peak MiB "
@@ -69,6 +69,10 @@ class Findings:
     def ratio(self, f: Figures) -> float | None:
         distance = mean(f.distances)
         return None if distance is None or not self.dense else distance / self.dense
+
+    def first(self, name: str) -> float | None:
+        """The distance of a row's first seed, to set beside that of another row."""
+        return mean(first_seed(self.figures[name]).distances)
 
     def steps(self, row: Row) -> int:
         """Training steps behind a row's ticket, those of a ticket it began with included."""

@@ -93,7 +93,8 @@ def remedies(findings: Findings) -> Iterator[str]:
         yield ""
     yield (
         "One thing done otherwise, everything else as in the row it is beside; below 1 it helps. "
-        "*Nearer*: the part of the way from that row to dense that it makes good."
+        "*Nearer*: the part of the way from that row to dense that it makes good. Of the first "
+        "seed, which all rows have."
     )
     yield ""
     header = "| what | row | distance | without | ratio | nearer |"
@@ -104,7 +105,7 @@ def remedies(findings: Findings) -> Iterator[str]:
 def remedy(findings: Findings, row: Row) -> list[str]:
     assert row.remedy
     before, what = row.remedy
-    here, there = (mean(findings.figures[name].distances) for name in (row.name, before))
+    here, there = findings.first(row.name), findings.first(before)
     ratio = nearer = None
     if here is not None and there is not None:
         ratio = here / there
@@ -131,13 +132,13 @@ def controls(findings: Findings) -> Iterator[str]:
     yield from findings.table(header, rows, partial(control, findings))
     yield ""
     for row in rows:
-        here, ticket = (mean(findings.figures[name].distances) for name in (row.name, row.of))
+        here, ticket = findings.first(row.name), findings.first(row.of)
         if here is not None and ticket:
             yield f"* {row.title}: {verdict(here / ticket)}."
 
 
 def control(findings: Findings, row: Row) -> list[str]:
-    here, ticket = (mean(findings.figures[name].distances) for name in (row.name, row.of))
+    here, ticket = findings.first(row.name), findings.first(row.of)
     both = here / ticket if here is not None and ticket else None
     shown = spread(findings.figures[row.name].distances)
     seeds = ", ".join(map(str, findings.figures[row.name].seeds))
@@ -206,7 +207,8 @@ def equal_cost(found: dict[str, list[Figures]], standard: str) -> Iterator[str]:
     yield (
         f"At equal cost: a row's distance over that of `{standard}`, read off the curve of "
         "its rows and dense (straight lines over the logarithm of the cost) where it costs as "
-        "much; below 1 the row is better; - where the curve does not reach."
+        "much; below 1 the row is better; - where the curve does not reach. Here, in the tables of "
+        "times and in pictures the first seed alone counts, which all rows have."
     )
     yield ""
     header = line(["row", "distance", *(f"equal {words}" for words in COSTS.values())])
