@@ -35,7 +35,7 @@ def test_the_readme_tells_how_it_was_trained() -> None:
     commands = origin.command.split("; ")
     told = README.read_text().replace("\\\n", " ")
     wanted = [_options(command) for command in commands]
-    # What was the default then is not in the command.
+    # A default that was left out of the command then.
     wanted[0].add(("--pattern", origin.pattern))
     found = [_options(line) for line in told.splitlines() if "sparse-ddpm train " in line]
     for command, options in zip(commands, wanted, strict=True):

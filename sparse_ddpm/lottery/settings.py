@@ -25,7 +25,7 @@ RAMP = 0.75
 LATER = {"kernels": "torch", "ramp": RAMP}
 """Settings that runs did not always have, and what those runs did."""
 SAID = ("pattern",)
-"""Settings that a command says even where they are the default, which has not always been so."""
+"""Settings that a command says even where they are the default, which may change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Settings:
     prune_fraction: float = 0.2
     sparsity: float | None = None
     allocation: str = "uniform"
-    pattern: str = "vector:4"
+    pattern: str = "element"
     permute: bool = False
     gradual: bool = False
     ramp: float = RAMP
