@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_rig import isas
 
 if importlib.util.find_spec("triton") is not None and not Path("/dev/nvidiactl").exists():
     # Before any kernel's module is imported: it then belongs to Triton's interpreter.
@@ -63,9 +62,9 @@ def dtype(request: pytest.FixtureRequest, triton_dtypes: tuple[Any, ...]) -> Any
     return triton_dtypes[request.param]
 
 
-@pytest.fixture(params=isas())
+@pytest.fixture
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each instruction set of the C++ engine, forced, with memory full of NaN before a run."""
+    """An instruction set of the C++ engine, forced, with memory full of NaN before a run."""
     monkeypatch.setenv("SPARSE_DDPM_ISA", request.param)
     monkeypatch.setenv("SPARSE_DDPM_POISON", "1")
     return str(request.param)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from sparse_ddpm_kernels import ISAS, KernelError, available_isas
 
@@ -25,6 +26,14 @@ def isas() -> tuple[str, ...]:
         return available_isas()
     except KernelError:
         return ISAS
+
+
+def every_isa() -> list[pytest.MarkDecorator]:
+    """Marks for a module whose tests are all run on each instruction set."""
+    return [
+        pytest.mark.usefixtures("isa"),
+        pytest.mark.parametrize("isa", isas(), indirect=True),
+    ]
 
 
 def normal(seed: int, *shape: int) -> NDArray[np.float32]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from engine_rig import normal
+from engine_rig import every_isa, normal
 from numpy.typing import NDArray
 
 from sparse_ddpm.accounting import account, operation_flops
@@ -31,7 +31,7 @@ from sparse_ddpm.program import (
 from sparse_ddpm.ticket import UNetConfig, synthetic_ticket
 
 TOLERANCE = 3e-6
-pytestmark = pytest.mark.usefixtures("isa")
+pytestmark = every_isa()
 
 FUSED = "fused linear attention"
 TIME = TimeEmbedding(

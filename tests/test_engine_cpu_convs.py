@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from engine_rig import SHAPES, check, normal, program, sparse_rows
+from engine_rig import SHAPES, check, every_isa, normal, program, sparse_rows
 
 from sparse_ddpm.engine.cpu import CpuEngine
 from sparse_ddpm.formats import BSR, CSR, Dense, Matrix
 from sparse_ddpm.program import Add, Conv, NormAct, Operation, Program, Upsample2x
 from sparse_ddpm.program.program import Shape
 
-pytestmark = pytest.mark.usefixtures("isa")
+pytestmark = every_isa()
 
 
 @pytest.mark.parametrize("group", [1, 2, 4, 8, 16])

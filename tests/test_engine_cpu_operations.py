@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from engine_rig import SHAPES, check, normal, program, sparse_rows
+from engine_rig import SHAPES, check, every_isa, normal, program, sparse_rows
 
 from sparse_ddpm.engine.cpu import CpuEngine
 from sparse_ddpm.formats import CSR, Dense
@@ -26,7 +26,7 @@ from sparse_ddpm.program import (
 )
 from sparse_ddpm.program.program import Shape
 
-pytestmark = pytest.mark.usefixtures("isa")
+pytestmark = every_isa()
 
 
 @pytest.mark.parametrize("silu", [True, False])
