@@ -39,6 +39,6 @@ def test_the_engines_tests_pass(driver: list[str], tmp_path: Path) -> None:
 def test_clangs_build_passes_too(driver: list[str], tmp_path: Path) -> None:
     tool("clang++")
     library = build_library(tmp_path, *CLANG, *TARGET)
-    names = ("test_engine_cpu_operations.py", "test_engine_cpu_precisions.py")
+    names = tuple(f"test_engine_cpu_{n}.py" for n in ("convs", "operations", "precisions"))
     found = run_engine_tests(*names, remote=[*driver, str(library)])
     assert found.returncode == 0, (found.stdout + found.stderr)[-5000:]
