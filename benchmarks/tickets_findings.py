@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from experiment_rows import Row, read_result
 from matplotlib.figure import Figure
-from tickets_numbers import Figures, figures, first_seed, line, mean, number, rule, spread
+from tickets_numbers import Figures, figures, line, mean, number, rule, spread
 
 TICKET_HEADER = (
     "| row | seeds | gone | distance | / dense | precision | recall | kB | MFLOP | peak MiB "
     "| ms, batch 1 | ms, batch 16 |"
 )
+
+
+def first_seed(row: Row, result: dict[str, Any]) -> dict[str, Any]:
+    """``result`` without the runs of all seeds but the first."""
+    return {"runs": {s: run for s, run in result["runs"].items() if int(s) == row.seeds[0]}}
 
 
 class Findings:
@@ -23,6 +29,12 @@ class Findings:
         self.results = {name: read_result(row, results) for name, row in rows.items()}
         self.figures = {
             name: figures(row, self.results[name]) for name, row in rows.items() if not row.pair
+        }
+        # Seeds differ by more than most rows of one seed do: rows are set beside each other so.
+        self.firsts = {
+            name: figures(row, first_seed(row, self.results[name]))
+            for name, row in rows.items()
+            if not row.pair
         }
         self.dense = mean(self.figures["dense"].distances) if "dense" in rows else None
         self.pictures: dict[str, Figure] = {}
@@ -72,7 +84,12 @@ class Findings:
 
     def first(self, name: str) -> float | None:
         """The distance of a row's first seed, to set beside that of another row."""
-        return mean(first_seed(self.figures[name]).distances)
+        return mean(self.firsts[name].distances)
+
+    def between_seeds(self) -> float:
+        """The largest ratio of the distances of two seeds of one row; 1 where none has two."""
+        several = [f.distances for f in self.figures.values() if len(f.distances) > 1]
+        return max((max(each) / min(each) for each in several), default=1.0)
 
     def steps(self, row: Row) -> int:
         """Training steps behind a row's ticket, those of a ticket it began with included."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -101,20 +101,12 @@ def mean(values: Sequence[float]) -> float | None:
 def curves(
     rows: Iterable[Row], found: Mapping[str, Figures], name: Callable[[Row], str]
 ) -> dict[str, list[Figures]]:
-    """Figures with a distance by the name of their curve, in the order of ``rows``.
-
-    Of the first seed, which every row has: seeds differ by more than most rows of one seed do.
-    """
+    """Figures with a distance by the name of their curve, in the order of ``rows``."""
     out: dict[str, list[Figures]] = {}
     for row in rows:
         if found[row.name].distances:
-            out.setdefault(name(row), []).append(first_seed(found[row.name]))
+            out.setdefault(name(row), []).append(found[row.name])
     return out
-
-
-def first_seed(f: Figures) -> Figures:
-    parts = {part: getattr(f, part)[:1] for part in ("seeds", "inspects", "evaluations", "benches")}
-    return replace(f, **parts)
 
 
 def points(curve: Iterable[Figures], cost: str) -> list[tuple[float, float]]:

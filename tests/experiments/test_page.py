@@ -91,6 +91,21 @@ def test_tickets_beside_the_dense_round(
     assert "these are nearer than where they began: similarity." in text
 
 
+def test_seeds_say_what_is_clear(
+    modules: dict[str, ModuleType], where: list[str], fake: Fake, tmp_path: Path
+) -> None:
+    """A control's ratio of 1.26 is not clear beside seeds that differ by 1.5; pairs keep a seed."""
+    assert modules["experiments"].main(["--all", *where]) == 0
+    path = Path(where[where.index("--results") + 1]) / "element-90.json"
+    result = json.loads(path.read_text())
+    result["runs"]["1"]["evaluate"]["distance"] *= 1.5
+    path.write_text(json.dumps(result))
+    lines = page(modules, where, tmp_path).splitlines()
+    assert "| 90 %, reinit | 0 | 3 | 2.39 | 1.26 |" in lines
+    assert "* 90 %, reinit: no clear difference from the ticket (less than 50 %)." in lines
+    assert "| allocation | similarity | 2 | 2.39 | 0.838 | 100% |" in lines
+
+
 def test_points_on_curves(modules: dict[str, ModuleType]) -> None:
     numbers = modules["tickets_numbers"]
 
