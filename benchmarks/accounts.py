@@ -37,9 +37,8 @@ from sparse_ddpm.engine.cpu import CpuEngine
 from sparse_ddpm.engine.plan import make_plan
 from sparse_ddpm.errors import SparseDDPMError
 from sparse_ddpm.files import write_atomically
-from sparse_ddpm.formats import Dense
 from sparse_ddpm.lower import lower
-from sparse_ddpm.program import Conv, Program
+from sparse_ddpm.program import Program, densified
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "cpu" / "accounts"
@@ -151,21 +150,6 @@ def measure_break_even(ticket: str, batch: int, options: argparse.Namespace) -> 
             }
         )
     return {"layers": layers}
-
-
-def densified(program: Program) -> Program:
-    """The same Program, every weight stored: what dense panels run."""
-    operations = tuple(
-        dataclasses.replace(op, weight=Dense.from_dense(filled(op))) if isinstance(op, Conv) else op
-        for op in program.operations
-    )
-    return dataclasses.replace(program, operations=operations)
-
-
-def filled(operation: Conv) -> np.ndarray:
-    """The dense weight, with a little where it has nothing: a fused block leaves out empty rows."""
-    dense = operation.weight.to_dense()
-    return np.where(dense == 0.0, np.float32(1e-6), dense)
 
 
 GROWN = """

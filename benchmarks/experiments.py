@@ -45,6 +45,7 @@ from experiment_rows import (
     result_path,
 )
 
+from sparse_ddpm.bench.engines import DENSE
 from sparse_ddpm.errors import ConfigError, SparseDDPMError, expected
 from sparse_ddpm.files import write_atomically
 
@@ -146,10 +147,20 @@ class Runner:
         self._keep(row, seed, "evaluate", self._command(words))
 
     def _bench(self, row: Row, seed: int) -> None:
+        """Beside the same network with every weight stored, in turns with it."""
+        found = self._command(self._bench_words(row, seed))
+        if row.control.startswith("narrow:"):
+            # Its own dense network is as narrow: the wide one is that of its ticket.
+            wide = self._command(self._bench_words(self.rows[row.of], seed))
+            if found is not None and wide is not None:
+                narrow = [each for each in found["results"] if each["engine"] != DENSE]
+                dense = [each for each in wide["results"] if each["engine"] == DENSE]
+                found["results"] = [*narrow, *dense]
+        self._keep(row, seed, "bench", found)
+
+    def _bench_words(self, row: Row, seed: int) -> list[str]:
         ticket = str(self.ticket(row.name, seed))
-        self._keep(
-            row, seed, "bench", self._command(["bench", ticket, "--json", "--peers", "none"])
-        )
+        return ["bench", ticket, "--peers", "none", "--dtype", "float32", "--dense", "--json"]
 
     def _compare(self, row: Row, seed: int) -> None:
         tickets = [str(self.ticket(*each)) for each in row.pair]

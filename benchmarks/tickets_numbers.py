@@ -10,7 +10,7 @@ from typing import Any
 
 from experiment_rows import Row
 
-OURS, DTYPE = "sparse-ddpm", "float32"
+from sparse_ddpm.bench.engines import DENSE, OURS
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,28 +58,39 @@ class Figures:
 
     @property
     def peaks(self) -> tuple[float, ...]:
-        return self._timed(1, "step_peak_mib")
+        """MiB of a process that steps, batch 1."""
+        return self._benched(OURS, 1, "step_peak_mib")
 
-    def step_ms(self, batch: int) -> tuple[float, ...]:
-        return self._timed(batch, "step_ms")
+    @property
+    def dense_peaks(self) -> tuple[float, ...]:
+        """The same with every weight stored."""
+        return self._benched(DENSE, 1, "step_peak_mib")
+
+    def dense_ms(self, batch: int) -> tuple[float, ...]:
+        """The step with every weight stored, in turns with which rows are timed."""
+        return self._benched(DENSE, batch, "step_ms")
+
+    def step(self, batch: int) -> tuple[float, ...]:
+        """The median step as a part of `dense_ms`."""
+        both = zip(self._benched(OURS, batch, "step_ms"), self.dense_ms(batch), strict=True)
+        return tuple(mine / dense for mine, dense in both)
 
     def cost(self, name: str) -> float | None:
-        """Mean of ``file_kb``, ``mflops`` or ``ms`` with a batch, as in ``ms16``."""
-        if name.startswith("ms"):
-            return mean(self.step_ms(int(name.removeprefix("ms"))))
+        """Mean of ``file_kb``, ``mflops`` or ``step`` with a batch, as in ``step16``."""
+        if name.startswith("step"):
+            return mean(self.step(int(name.removeprefix("step"))))
         values: tuple[float, ...] = getattr(self, name)
         return mean(values)
 
     def _judged(self, key: str) -> tuple[float, ...]:
         return tuple(e[key] for e in self.evaluations if e.get(key) is not None)
 
-    def _timed(self, batch: int, key: str) -> tuple[float, ...]:
+    def _benched(self, engine: str, batch: int, key: str) -> tuple[float, ...]:
         return tuple(
             row[key]
             for bench in self.benches
             for row in bench["results"]
-            if (row["engine"], row["dtype"], row["batch"]) == (OURS, DTYPE, batch)
-            and row[key] is not None
+            if (row["engine"], row["batch"]) == (engine, batch) and row[key] is not None
         )
 
 
@@ -127,11 +138,11 @@ def at_cost(curve: Iterable[Figures], cost: str, at: float) -> float | None:
 def equal_quality(
     curve: Iterable[Figures], batch: int, level: float | None
 ) -> tuple[float | None, bool]:
-    """The least milliseconds a step at which ``curve`` has a distance of at most ``level``.
+    """The least step, of dense, at which ``curve`` has a distance of at most ``level``.
 
     True beside it: its fastest row is good enough already, so this is an upper bound.
     """
-    known = points(curve, f"ms{batch}")
+    known = points(curve, f"step{batch}")
     for index, (time, distance) in enumerate(known):
         if level is None or distance > level:
             continue

@@ -75,11 +75,21 @@ def head(findings: Findings) -> Iterator[str]:
         f"`sparse-ddpm evaluate`{judged(findings)}; several seeds: mean (smallest to largest). "
         "*Gone*: part of the prunable weights. *kB*: the file. *MFLOP*: of surviving weights, "
         "one image, one step. *Peak*: resident memory of a process that steps, batch 1. "
-        "*ms*: the median step, float32."
+        "*Step*: the median step, float32, as a part of that of the same network with every "
+        f"weight stored, timed in turns with it{dense_steps(findings)}."
     )
     for words in machines(findings):
         yield ""
         yield words
+
+
+def dense_steps(findings: Findings) -> str:
+    found = {
+        batch: [ms for f in findings.figures.values() for ms in f.dense_ms(batch)]
+        for batch in (1, 16)
+    }
+    words = [f"{spread(times)} ms at batch {batch}" for batch, times in found.items() if times]
+    return f", which took {' and '.join(words)}" if words else ""
 
 
 def judged(findings: Findings) -> str:
@@ -90,8 +100,7 @@ def judged(findings: Findings) -> str:
 def machines(findings: Findings) -> list[str]:
     every = findings.figures.values()
     found = dict.fromkeys(
-        f"Timed on {bench['machine']['cpu']}, threads: {bench['threads']}, device: "
-        f"{bench['device']}."
+        f"Timed on {bench['machine']['cpu']}, {bench['threads']} threads, device {bench['device']}."
         for figures in every
         for bench in figures.benches
     )

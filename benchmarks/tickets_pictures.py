@@ -55,7 +55,7 @@ def against_time(curves: Curves) -> Figure | None:
     drawn = False
     for axis, batch in zip(axes, (1, 16), strict=True):
         for index, (name, curve) in enumerate(curves):
-            known = points(curve, f"ms{batch}")
+            known = [(100.0 * time, d) for time, d in points(curve, f"step{batch}")]
             if known:
                 drawn = True
                 style = LINES[index // len(COLOURS) % len(LINES)]
@@ -67,7 +67,7 @@ def against_time(curves: Curves) -> Figure | None:
         axis.xaxis.set_major_locator(LogLocator(base=10.0, subs=(1.0, 2.0, 5.0), numticks=20))
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.xaxis.minorticks_off()
-        axis.set_xlabel("ms a step")
+        axis.set_xlabel("step, % of dense")
         axis.set_title(f"batch {batch}", fontsize=10)
     return _finished(figure, axes[0]) if drawn else None
 

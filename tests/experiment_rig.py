@@ -81,7 +81,7 @@ class Fake:
         options = dict(pairwise(words))
         sparsity, out = float(options.get("--sparsity", 0.0)), Path(options["--out"])
         control = options.get("--control")
-        folder = out / f"control-{control}" if control else out
+        folder = out / f"control-{control.replace(':', '-')}" if control else out
         dense = out / "round-00"
         dense.mkdir(parents=True, exist_ok=True)
         folder.mkdir(exist_ok=True)
@@ -102,8 +102,13 @@ class Fake:
         return {**about, "samples": int(words[5]), "distance": 2.0 + gone**9, "precision": 0.5}
 
     def bench(self, words: list[str]) -> dict[str, Any]:
-        ours = {"engine": "sparse-ddpm", "dtype": "float32", "step_peak_mib": 7.0}
-        results = [{**ours, "batch": batch, "step_ms": 1.5 * batch} for batch in (1, 16)]
+        assert {"--dense", "float32"} <= set(words)
+        width = 0.25 if "control-narrow" in words[1] else 1.0
+        results = [
+            {"engine": engine, "batch": batch, "step_ms": width * ms * batch, "step_peak_mib": ms}
+            for engine, ms in (("sparse-ddpm", 1.5), ("sparse-ddpm-dense", 3.0))
+            for batch in (1, 16)
+        ]
         about = {"threads": 2, "device": "auto", "machine": {"cpu": "a processor"}}
         return {**about, "ticket": words[1], "results": results}
 

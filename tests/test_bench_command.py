@@ -86,6 +86,20 @@ def test_precisions_that_the_machine_lacks_are_missing(
     assert "sparse-ddpm float16    missing: dtype float16" in capsys.readouterr().out
 
 
+def test_beside_every_weight_stored(capsys: Capture, path: str) -> None:
+    words = (path, "--peers", "none", "--batch", "2", "--dense", "--dtype", "float32", *QUICK)
+    result = bench(capsys, *words)
+    mine, dense = result["results"]
+    assert [mine["engine"], dense["engine"]] == ["sparse-ddpm", "sparse-ddpm-dense"]
+    (ratio,) = result["ratios"]
+    assert ratio["vs_dense"] == {"float32": pytest.approx(dense["step_ms"] / mine["step_ms"], 0.02)}
+    assert ratio["vs_fastest_peer"] is None
+    assert main(["bench", *words]) == 0
+    out = capsys.readouterr().out
+    assert "sparse-ddpm float32 steps " in out
+    assert "as fast as with every weight stored" in out
+
+
 def test_table(capsys: Capture, path: str) -> None:
     assert main(["bench", path, "--batch", "2", "--peers", "none", *QUICK]) == 0
     out, err = capsys.readouterr()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from sparse_ddpm.accounting import account
 from sparse_ddpm.bench.engines import PEERS, EngineSpec, Job, ours, select_peers
 from sparse_ddpm.bench.measure import relative_rms
 from sparse_ddpm.bench.source import folded_table, program_of
@@ -88,6 +89,18 @@ def test_ours(job: Job, x: NDArray[np.float32], dtype: str) -> None:
     runner = build(job, dtype)
     assert runner.details["arena_bytes"] > 0
     agrees(runner, job, x, ours(dtype).tolerance)
+
+
+def test_ours_with_every_weight_stored(job: Job, x: NDArray[np.float32]) -> None:
+    from sparse_ddpm.bench.ours import build
+
+    spec = ours("float32", dense=True)
+    assert (spec.own, spec.label) == (True, "sparse-ddpm-dense float32")
+    runner = build(job, **spec.options)
+    agrees(runner, job, x, spec.tolerance)
+    weights = [row for row in account(runner.engine.plan) if row.density is not None]
+    assert {row.density for row in weights} == {1.0}
+    assert len(weights) > 5
 
 
 def test_folded_table_has_a_factor_and_a_summand_for_each_modulated_channel(job: Job) -> None:

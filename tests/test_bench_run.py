@@ -124,7 +124,11 @@ def test_ratios() -> None:
         "vs_fastest_peer": 5.0,
         "fastest_peer": "c",
         "our_dtype": "bfloat16",
+        "vs_dense": {},
     }
+    (row,) = ratios([*every, outcome("sparse-ddpm-dense", "float32", 7.0)])
+    assert row["vs_dense"] == {"float32": 3.5}
+    assert row["vs_fastest_fp32_peer"] == 3.0
 
 
 def test_ratios_without_peers() -> None:

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from sparse_ddpm.errors import ConfigError, EngineError, expected
 
 OURS = "sparse-ddpm"
+DENSE = "sparse-ddpm-dense"
+"""Ours with every weight stored, pruned ones too: what sparsity alone is worth is told by it."""
 EXTRA = 'pip install ".[peers]"'
 
 TOLERANCES: Mapping[str, float] = {"float32": 1e-3, "bfloat16": 5e-2}
@@ -21,6 +23,11 @@ OUR_TOLERANCES: Mapping[str, float] = {"float32": 1e-5, "float16": 1e-2, "bfloat
 and of ours, which we promise."""
 CUDA_TOLERANCES: Mapping[str, float] = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
 """Of ours on a GPU, where weights and activations all have a bfloat16's eight bits."""
+
+
+def label(name: str, dtype: str) -> str:
+    """What to show of an engine: ours says its dtype, a peer's name says it already."""
+    return f"{name} {dtype}" if name in (OURS, DENSE) else name
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +47,22 @@ class EngineSpec:
 
     @property
     def label(self) -> str:
-        """The name to show: ours says its dtype, a peer's name says it already."""
-        return f"{self.name} {self.dtype}" if self.name == OURS else self.name
+        return label(self.name, self.dtype)
+
+    @property
+    def own(self) -> bool:
+        """Whether it is this package's engine and no peer."""
+        return self.name in (OURS, DENSE)
 
     @property
     def tolerance(self) -> float:
-        if self.name != OURS:
+        if not self.own:
             return TOLERANCES[self.dtype]
         return (CUDA_TOLERANCES if self.device == "cuda" else OUR_TOLERANCES)[self.dtype]
 
     def missing(self) -> str | None:
         """Why the engine cannot run here, or None."""
-        if self.name == OURS:
+        if self.own:
             return None if self.device == "cuda" else _lacking(self.dtype)
         if self.device == "cuda" and "torch" not in self.packages:
             return "runs on the CPU, not on a GPU"
@@ -122,11 +133,12 @@ def _lacking(dtype: str) -> str | None:
         return None  # no library: the worker that tries says so
 
 
-def ours(dtype: str, device: str = "auto") -> EngineSpec:
-    """This package's engine."""
+def ours(dtype: str, device: str = "auto", *, dense: bool = False) -> EngineSpec:
+    """This package's engine; ``dense``: with every weight stored, pruned ones too."""
     if dtype not in OUR_TOLERANCES:
         raise ConfigError(expected("dtype", f"one of {', '.join(OUR_TOLERANCES)}", repr(dtype)))
-    return EngineSpec(OURS, dtype, "ours:build", (), {"dtype": dtype}, device)
+    options = {"dtype": dtype, "dense": dense}
+    return EngineSpec(DENSE if dense else OURS, dtype, "ours:build", (), options, device)
 
 
 def select_peers(words: Sequence[str], device: str = "auto") -> tuple[EngineSpec, ...]:

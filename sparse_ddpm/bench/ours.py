@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from sparse_ddpm.bench.engines import Job
 from sparse_ddpm.bench.source import program_of
 from sparse_ddpm.engine import Engine, make_engine
+from sparse_ddpm.program import densified
 
 
 class EngineRunner:
@@ -60,14 +61,15 @@ class CudaRunner:
         return images
 
 
-def build(job: Job, dtype: str) -> EngineRunner | CudaRunner:
-    """The engine of ``job.device``."""
+def build(job: Job, dtype: str, dense: bool = False) -> EngineRunner | CudaRunner:
+    """The engine of ``job.device``; ``dense``: with every weight stored, pruned ones too."""
+    program = densified(program_of(job)) if dense else program_of(job)
     if job.device == "cuda":
-        engine = make_engine(program_of(job), device="cuda", batch=job.batch, dtype=dtype)
+        engine = make_engine(program, device="cuda", batch=job.batch, dtype=dtype)
         engine.set_schedule(np.array(job.timesteps))
         return CudaRunner(engine)
     engine = make_engine(
-        program_of(job), device=job.device, batch=job.batch, threads=job.threads, dtype=dtype
+        program, device=job.device, batch=job.batch, threads=job.threads, dtype=dtype
     )
     engine.set_schedule(np.array(job.timesteps))
     return EngineRunner(engine)

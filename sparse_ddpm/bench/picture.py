@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sparse_ddpm.bench.engines import OURS
+from sparse_ddpm.bench.engines import OURS, label
 from sparse_ddpm.errors import ConfigError, expected
 from sparse_ddpm.pictures import FIGURES, check_figure, save_figure
 
@@ -34,9 +34,7 @@ def save_steps(result: dict[str, Any], path: Path) -> None:
             [row["step_ms"] - row["p10_ms"] for row in rows],
             [row["p90_ms"] - row["step_ms"] for row in rows],
         ]
-        names = [
-            f"{r['engine']} {r['dtype']}" if r["engine"] == OURS else r["engine"] for r in rows
-        ]
+        names = [label(row["engine"], row["dtype"]) for row in rows]
         colours = [
             OUR_COLOUR if row["engine"] == OURS else PEER_COLOURS.get(row["dtype"], "#8d99ae")
             for row in rows

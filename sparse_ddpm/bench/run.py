@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparse_ddpm.bench.engines import OURS, EngineSpec, Job
+from sparse_ddpm.bench.engines import DENSE, OURS, EngineSpec, Job
 from sparse_ddpm.bench.measure import Rhythm, Times, relative_rms, take_turns
 from sparse_ddpm.bench.process import Worker, WorkerError
 from sparse_ddpm.engine.reference import ReferenceEngine
@@ -158,7 +158,8 @@ def ratios(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """For each batch: how many times our step is faster than the fastest peer's.
 
     ``vs_fastest_fp32_peer``: float32 against float32; ``vs_fastest_peer``: any precision against
-    any. None where either side was not timed.
+    any. None where either side was not timed. ``vs_dense``: by dtype, how many times faster than
+    this engine with every weight stored, where both were timed.
     """
     found = []
     for batch in dict.fromkeys(outcome.batch for outcome in outcomes):
@@ -167,7 +168,7 @@ def ratios(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
         for key, fp32 in (("fp32_peer", True), ("peer", False)):
             fitting = [o for o in timed if not fp32 or o.spec.dtype == "float32"]
             mine = [o for o in fitting if o.spec.name == OURS]
-            peers = [o for o in fitting if o.spec.name != OURS]
+            peers = [o for o in fitting if not o.spec.own]
             best = min(mine, key=lambda o: o.step_s, default=None)
             rival = min(peers, key=lambda o: o.step_s, default=None)
             known = best is not None and rival is not None
@@ -175,5 +176,11 @@ def ratios(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
             row[f"fastest_{key}"] = rival.spec.name if rival else None
             if not fp32:
                 row["our_dtype"] = best.spec.dtype if best and known else None
+        dense = {o.spec.dtype: o.step_s for o in timed if o.spec.name == DENSE}
+        row["vs_dense"] = {
+            o.spec.dtype: dense[o.spec.dtype] / o.step_s
+            for o in timed
+            if o.spec.name == OURS and o.spec.dtype in dense
+        }
         found.append(row)
     return found

@@ -3,6 +3,7 @@
 Engines, accounts and exporters are interpreters of a `Program`; nothing here computes.
 """
 
+from sparse_ddpm.program.dense import densified
 from sparse_ddpm.program.operations import (
     Add,
     Attention,
@@ -31,4 +32,5 @@ __all__ = [
     "SpaceToDepth",
     "TimeEmbedding",
     "Upsample2x",
+    "densified",
 ]

@@ -134,6 +134,20 @@ def test_tickets_that_a_row_needs_are_trained_first(
     assert run == {"controls": [{"control": "reinit", "held_out_loss": 0.2}]}
 
 
+def test_a_narrower_network_is_timed_beside_the_wide_one(
+    modules: dict[str, ModuleType], where: list[str], rows: Path, fake: Fake
+) -> None:
+    options = 'tables = ["control"]\nof = "element-90"\ncontrol = "narrow:0.25"\n'
+    (rows / "narrow.toml").write_text(f'title = "narrower"\n{options}')
+    assert modules["experiments"].main(["narrow", *where]) == 0
+    found = kept(where, "narrow")["runs"]["0"]["bench"]["results"]
+    times = {(each["engine"], each["batch"]): each["step_ms"] for each in found}
+    assert times == {
+        **{("sparse-ddpm", batch): 0.375 * batch for batch in (1, 16)},
+        **{("sparse-ddpm-dense", batch): 3.0 * batch for batch in (1, 16)},
+    }
+
+
 def test_rows_share_a_dense_round_and_nothing_else(
     modules: dict[str, ModuleType], where: list[str], fake: Fake
 ) -> None:
