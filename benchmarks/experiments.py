@@ -58,6 +58,8 @@ LONG = ("operations", "memory", "storage")
 """What ``inspect`` says that is not kept."""
 ALONE = ("inspect", "bench")
 """Stages whose figures depend on the cores at hand."""
+TURNS = 30
+"""Of a timed engine: what disturbs a machine for seconds is then in few of them."""
 DENSE_FILES = ("ticket.pt", "samples.png", "weights.pt", "rewind.pt", "metrics.json")
 
 
@@ -160,7 +162,8 @@ class Runner:
 
     def _bench_words(self, row: Row, seed: int) -> list[str]:
         ticket = str(self.ticket(row.name, seed))
-        return ["bench", ticket, "--peers", "none", "--dtype", "float32", "--dense", "--json"]
+        words = ["bench", ticket, "--peers", "none", "--dtype", "float32", "--dense", "--json"]
+        return [*words, "--rounds", str(TURNS)]
 
     def _compare(self, row: Row, seed: int) -> None:
         tickets = [str(self.ticket(*each)) for each in row.pair]

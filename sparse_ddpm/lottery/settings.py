@@ -54,7 +54,7 @@ class Settings:
     prune_fraction: float = 0.2
     sparsity: float | None = None
     allocation: str = "uniform"
-    pattern: str = "element"
+    pattern: str = "vector:8"
     permute: bool = False
     gradual: bool = False
     ramp: float = RAMP
