@@ -99,11 +99,13 @@ def judged(findings: Findings) -> str:
 
 def machines(findings: Findings) -> list[str]:
     every = findings.figures.values()
+    benches = [bench for figures in every for bench in figures.benches]
     found = dict.fromkeys(
         f"Timed on {bench['machine']['cpu']}, {bench['threads']} threads, device {bench['device']}."
-        for figures in every
-        for bench in figures.benches
+        for bench in benches
     )
+    if not any(bench["device"] == "cuda" for bench in benches):
+        found["**Nothing has been timed on a GPU:** what is fastest is so on a CPU."] = None
     judges = {e["judge"]["sha256"] for f in every for e in f.evaluations}
     if len(judges) > 1:
         words = f"**Distances are by {len(judges)} different judges and cannot be compared.**"

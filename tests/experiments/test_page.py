@@ -55,6 +55,7 @@ def test_the_page_is_made_of_results(
     assert "* 90 %, reinit: clearly worse than the ticket." in lines
     assert "Timed on a processor, 2 threads, device auto." in lines
     assert "which took 3 (3 to 3) ms at batch 1 and 48 (48 to 48) ms at batch 16." in text
+    assert "**Nothing has been timed on a GPU:** what is fastest is so on a CPU." in lines
     assert "too few samples" not in text
     assert "64 samples (dpm++, 7 steps)" in text
     assert "Real images of the other split have a distance of 0.25." in lines
