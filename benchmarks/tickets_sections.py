@@ -210,7 +210,7 @@ def equal_cost(found: dict[str, list[Figures]], standard: str) -> Iterator[str]:
         f"At equal cost: a row's distance over that of `{standard}`, read off the curve of "
         "its rows and dense (straight lines over the logarithm of the cost) where it costs as "
         "much; below 1 the row is better; - where the curve does not reach. Here, in the table of "
-        "times and in the picture the first seed alone counts, which all rows have."
+        "times and in the picture distances are of the first seed, which all rows have."
     )
     yield ""
     header = line(["row", "distance", *(f"equal {words}" for words in COSTS.values())])
