@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks" / "experiments"
 RESULTS = ROOT / "benchmarks" / "results" / "tickets"
 COMMON = "common"
+SCHEMA = 2
+"""Of result files."""
 TABLES = ("matching", "control", "similarity", "allocation", "pattern", "shipping")
 STAGES = ("train", "inspect", "evaluate", "bench")
 KNOWN = (
@@ -168,9 +170,14 @@ def result_path(row: Row, results: Path = RESULTS) -> Path:
 
 
 def read_result(row: Row, results: Path = RESULTS) -> dict[str, Any]:
-    """What is kept of ``row``: ``{"schema": 1, "row": name, "runs": {seed: {stage: ...}}}``."""
+    """What is kept of ``row``: ``{"schema": 2, "row": name, "runs": {seed: {stage: ...}}}``.
+
+    ``bench`` is a list of timings. Raises `ConfigError` for a file of another schema.
+    """
     path = result_path(row, results)
     if not path.exists():
-        return {"schema": 1, "row": row.name, "runs": {}}
+        return {"schema": SCHEMA, "row": row.name, "runs": {}}
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if found.get("schema") != SCHEMA:
+        raise ConfigError(expected(f"{path.name}: schema", SCHEMA, found.get("schema")))
     return found

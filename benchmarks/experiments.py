@@ -9,6 +9,10 @@ as JSON is kept in benchmarks/results/tickets/ROW.json, stage by stage and seed 
 there is not done again, and training that was stopped goes on. ROOT holds the folder mnist; its
 default is SPARSE_DDPM_DATA. Runs are kept in runs/tickets. Time nothing else beside it.
 
+A neighbour can disturb a machine for as long as one timing takes, so a row may have several, of
+which the page takes the median: each run with --again bench adds one to every row that it names.
+What is trained anew loses what was found of the ticket before it.
+
 With --jobs N, N rows are at work at once, each on its share of the cores: more rows an hour than
 one at a time on all. What commands say then goes to a file beside each run; rows are timed last,
 one at a time on all cores. The last bits of a ticket depend on how many cores trained it: a run
@@ -58,8 +62,8 @@ LONG = ("operations", "memory", "storage")
 """What ``inspect`` says that is not kept."""
 ALONE = ("inspect", "bench")
 """Stages whose figures depend on the cores at hand."""
-TURNS = 30
-"""Of a timed engine: what disturbs a machine for seconds is then in few of them."""
+TURNS = 10
+"""Of an engine in one timing; several timings, far apart, say more than one that is longer."""
 DENSE_FILES = ("ticket.pt", "samples.png", "weights.pt", "rewind.pt", "metrics.json")
 
 
@@ -149,7 +153,7 @@ class Runner:
         self._keep(row, seed, "evaluate", self._command(words))
 
     def _bench(self, row: Row, seed: int) -> None:
-        """Beside the same network with every weight stored, in turns with it."""
+        """Time it once more, in turns with the same network with every weight stored."""
         found = self._command(self._bench_words(row, seed))
         if row.control.startswith("narrow:"):
             # Its own dense network is as narrow: the wide one is that of its ticket.
@@ -158,7 +162,8 @@ class Runner:
                 narrow = [each for each in found["results"] if each["engine"] != DENSE]
                 dense = [each for each in wide["results"] if each["engine"] == DENSE]
                 found["results"] = [*narrow, *dense]
-        self._keep(row, seed, "bench", found)
+        if found is not None:
+            self._keep(row, seed, "bench", [*self._kept(row, seed).get("bench", []), plain(found)])
 
     def _bench_words(self, row: Row, seed: int) -> list[str]:
         ticket = str(self.ticket(row.name, seed))
@@ -236,16 +241,19 @@ class Runner:
                 raise ConfigError(expected(what, wanted, repr(row.train.get(key))))
         return dict(kept)
 
-    def _keep(self, row: Row, seed: int, stage: str, found: dict[str, Any] | None) -> None:
+    def _keep(self, row: Row, seed: int, stage: str, found: Any) -> None:
         if found is None:
             return
+        found = self._without_places(plain(found))
         # Two seeds of a row share the file.
         with self.locks.hold("result", row.name):
             result = read_result(row, self.places.results)
             run = result["runs"].setdefault(str(seed), {})
+            if stage == "train" and run.get(stage, found) != found:
+                run.clear()
             if row.train:
                 run["options"] = row.train
-            run[stage] = self._without_places({k: v for k, v in found.items() if k != "schema"})
+            run[stage] = found
             text = json.dumps(result, indent=1, allow_nan=False) + "\n"
             self.places.results.mkdir(parents=True, exist_ok=True)
             path = result_path(row, self.places.results)
@@ -281,6 +289,11 @@ class Runner:
         print(f"experiments: {text}", file=sys.stderr, flush=True)
 
 
+def plain(found: Any) -> Any:
+    """``found`` without the version of its own format."""
+    return {k: v for k, v in found.items() if k != "schema"} if isinstance(found, dict) else found
+
+
 def _dense_options(row: Row) -> dict[str, Any]:
     """The options that the dense round depends on."""
     options = {name: value for name, value in row.train.items() if name not in LATER}
@@ -310,7 +323,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="the rows, and what is done of them")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="only these")
     parser.add_argument("--stages", nargs="+", choices=(*STAGES, "compare"), help="only these")
-    parser.add_argument("--again", nargs="+", choices=(*STAGES, "compare"), default=[])
+    again = "do these anew; of bench, add another timing"
+    parser.add_argument("--again", nargs="+", choices=(*STAGES, "compare"), default=[], help=again)
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="rows at once; default: 1")
     parser.add_argument("--samples", type=int, default=10_000, help="default: 10000")
     environment = os.environ.get("SPARSE_DDPM_DATA")

@@ -8,19 +8,30 @@ from typing import Any
 
 from experiment_rows import Row, read_result
 from matplotlib.figure import Figure
-from tickets_numbers import Figures, figures, line, mean, number, rule, spread
+from tickets_numbers import (
+    DISTANCE,
+    Figures,
+    Quality,
+    figures,
+    line,
+    mean,
+    number,
+    rule,
+    spread,
+)
 
 TICKET_HEADER = (
-    "| row | seeds | gone | distance | / dense | precision | recall | kB | MFLOP | peak MiB "
-    "| step, batch 1 | step, batch 16 |"
+    "| row | seeds | gone | distance | / dense | precision | recall | loss | kB | MFLOP "
+    "| peak MiB | step, batch 1 | step, batch 16 |"
 )
 
 
-def first_seed(row: Row, result: dict[str, Any]) -> dict[str, Any]:
-    """``result`` with nothing but the first seed's quality; times of all seeds."""
+def one_seed(result: dict[str, Any], seed: str) -> dict[str, Any]:
+    """``result`` with the quality of one seed; what all seeds cost."""
+    kept = ("inspect", "bench")
     runs = {
-        seed: run if int(seed) == row.seeds[0] else {k: run[k] for k in run if k == "bench"}
-        for seed, run in result["runs"].items()
+        other: run if other == seed else {k: run[k] for k in run if k in kept}
+        for other, run in result["runs"].items()
     }
     return {"runs": runs}
 
@@ -35,10 +46,14 @@ class Findings:
             name: figures(row, self.results[name]) for name, row in rows.items() if not row.pair
         }
         # Seeds differ by more than most rows of one seed do: rows are set beside each other so.
-        self.firsts = {
-            name: figures(row, first_seed(row, self.results[name]))
-            for name, row in rows.items()
-            if not row.pair
+        seeds = {seed for result in self.results.values() for seed in result["runs"]}
+        self.of_seed = {
+            int(seed): {
+                name: figures(row, one_seed(self.results[name], seed))
+                for name, row in rows.items()
+                if not row.pair
+            }
+            for seed in sorted(seeds | {"0"}, key=int)
         }
         self.dense = mean(self.figures["dense"].distances) if "dense" in rows else None
         self.pictures: dict[str, Figure] = {}
@@ -75,6 +90,7 @@ class Findings:
             number(self.ratio(f)),
             number(mean(f.precisions)),
             number(mean(f.recalls)),
+            number(mean(f.losses), ".4f"),
             number(mean(f.file_kb)),
             number(mean(f.mflops)),
             number(mean(f.peaks)),
@@ -88,12 +104,27 @@ class Findings:
 
     def first(self, name: str) -> float | None:
         """The distance of a row's first seed, to set beside that of another row."""
-        return mean(self.firsts[name].distances)
+        return mean(self.of_seed[self.rows[name].seeds[0]][name].distances)
 
-    def between_seeds(self) -> float:
-        """The largest ratio of the distances of two seeds of one row; 1 where none has two."""
-        several = [f.distances for f in self.figures.values() if len(f.distances) > 1]
-        return max((max(each) / min(each) for each in several), default=1.0)
+    def dense_loss(self, seed: int) -> float | None:
+        found = self.of_seed[seed].get("dense")
+        return mean(found.losses) if found else None
+
+    def excess(self, seed: int) -> Quality | None:
+        """The held-out loss beyond that of dense with the same seed."""
+        base = self.dense_loss(seed)
+        return None if base is None else Quality("excess loss", lambda f: f.losses, base)
+
+    def between_seeds(self, quality: Callable[[int], Quality | None] = lambda _: DISTANCE) -> float:
+        """The largest ratio of two seeds of one row; 1 where none has two."""
+        found: dict[str, list[float]] = {}
+        for seed, rows in self.of_seed.items():
+            for name, f in rows.items():
+                measure = quality(seed)
+                value = None if measure is None else measure.of(f)
+                if value is not None and value > 0.0:
+                    found.setdefault(name, []).append(value)
+        return max((max(each) / min(each) for each in found.values()), default=1.0)
 
     def steps(self, row: Row) -> int:
         """Training steps behind a row's ticket, those of a ticket it began with included."""

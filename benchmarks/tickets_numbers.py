@@ -6,23 +6,29 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import median
 from typing import Any
 
 from experiment_rows import Row
 
 from sparse_ddpm.bench.engines import DENSE, OURS
 
+Sitting = Mapping[str, Any]
+"""One timing of a row: what ``sparse-ddpm bench`` prints as JSON."""
+
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What the seeds of one row gave. Each tuple has a number for each seed that got so far."""
+    """What the seeds of one row gave. Each tuple has an item for each seed that got so far."""
 
     name: str
     title: str
     seeds: tuple[int, ...]
+    losses: tuple[float, ...]
+    """On held-out images, at the end of training."""
     inspects: tuple[dict[str, Any], ...]
     evaluations: tuple[dict[str, Any], ...]
-    benches: tuple[dict[str, Any], ...]
+    benches: tuple[Sequence[Sitting], ...]
 
     @property
     def sparsities(self) -> tuple[float, ...]:
@@ -59,21 +65,25 @@ class Figures:
     @property
     def peaks(self) -> tuple[float, ...]:
         """MiB of a process that steps, batch 1."""
-        return self._benched(OURS, 1, "step_peak_mib")
+        return self._middles(lambda sitting: measured(sitting, OURS, 1, "step_peak_mib"))
 
     @property
     def dense_peaks(self) -> tuple[float, ...]:
         """The same with every weight stored."""
-        return self._benched(DENSE, 1, "step_peak_mib")
+        return self._middles(lambda sitting: measured(sitting, DENSE, 1, "step_peak_mib"))
 
-    def dense_ms(self, batch: int) -> tuple[float, ...]:
-        """The step with every weight stored, in turns with which rows are timed."""
-        return self._benched(DENSE, batch, "step_ms")
+    @property
+    def sittings(self) -> list[Sitting]:
+        return [sitting for sittings in self.benches for sitting in sittings]
+
+    def dense_ms(self, batch: int) -> list[float]:
+        """The step with every weight stored, in turns with which rows are timed; each sitting."""
+        found = (measured(sitting, DENSE, batch, "step_ms") for sitting in self.sittings)
+        return [ms for ms in found if ms is not None]
 
     def step(self, batch: int) -> tuple[float, ...]:
-        """The median step as a part of `dense_ms`."""
-        both = zip(self._benched(OURS, batch, "step_ms"), self.dense_ms(batch), strict=True)
-        return tuple(mine / dense for mine, dense in both)
+        """The median step as a part of `dense_ms`: the median of the sittings."""
+        return self._middles(lambda sitting: part_of_dense(sitting, batch))
 
     def cost(self, name: str) -> float | None:
         """Mean of ``file_kb``, ``mflops`` or ``step`` with a batch, as in ``step16``."""
@@ -85,28 +95,63 @@ class Figures:
     def _judged(self, key: str) -> tuple[float, ...]:
         return tuple(e[key] for e in self.evaluations if e.get(key) is not None)
 
-    def _benched(self, engine: str, batch: int, key: str) -> tuple[float, ...]:
-        return tuple(
-            row[key]
-            for bench in self.benches
-            for row in bench["results"]
-            if (row["engine"], row["batch"]) == (engine, batch) and row[key] is not None
-        )
+    def _middles(self, value: Callable[[Sitting], float | None]) -> tuple[float, ...]:
+        """The median of each seed's sittings."""
+        seeds = ([v for each in sittings if (v := value(each))] for sittings in self.benches)
+        return tuple(median(found) for found in seeds if found)
+
+
+def measured(sitting: Sitting, engine: str, batch: int, key: str) -> float | None:
+    for row in sitting["results"]:
+        if (row["engine"], row["batch"]) == (engine, batch):
+            return None if row[key] is None else float(row[key])
+    return None
+
+
+def part_of_dense(sitting: Sitting, batch: int) -> float | None:
+    mine, dense = (measured(sitting, engine, batch, "step_ms") for engine in (OURS, DENSE))
+    return None if mine is None or not dense else mine / dense
 
 
 def figures(row: Row, result: Mapping[str, Any]) -> Figures:
     """The figures of ``row`` from its result, seeds in rising order."""
     runs = sorted((int(seed), run) for seed, run in result["runs"].items())
-    parts = {
-        stage: tuple(run[stage] for _, run in runs if stage in run)
+    inspects, evaluations, benches = (
+        tuple(run[stage] for _, run in runs if stage in run)
         for stage in ("inspect", "evaluate", "bench")
-    }
+    )
     seeds = tuple(seed for seed, run in runs if "train" in run)
-    return Figures(row.name, row.title, seeds, parts["inspect"], parts["evaluate"], parts["bench"])
+    losses = tuple(
+        part[-1]["held_out_loss"]
+        for _, run in runs
+        if "train" in run and (part := next(iter(run["train"].values())))
+    )
+    return Figures(row.name, row.title, seeds, losses, inspects, evaluations, benches)
 
 
 def mean(values: Sequence[float]) -> float | None:
     return math.fsum(values) / len(values) if values else None
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """What rows are compared by: the lower the better. ``base``: what is taken off first."""
+
+    words: str
+    values: Callable[[Figures], Sequence[float]]
+    base: float = 0.0
+
+    def of(self, row: Figures) -> float | None:
+        """The mean over the seeds of ``row``."""
+        value = mean(self.values(row))
+        return None if value is None else value - self.base
+
+
+def distance_of(row: Figures) -> Sequence[float]:
+    return row.distances
+
+
+DISTANCE = Quality("distance", distance_of)
 
 
 def curves(
@@ -120,36 +165,40 @@ def curves(
     return out
 
 
-def points(curve: Iterable[Figures], cost: str) -> list[tuple[float, float]]:
-    """(cost, distance), both means over seeds, in rising order of cost."""
-    pairs = ((each.cost(cost), mean(each.distances)) for each in curve)
-    return sorted((c, d) for c, d in pairs if c is not None and d is not None)
+def points(
+    curve: Iterable[Figures], cost: str, quality: Quality = DISTANCE
+) -> list[tuple[float, float]]:
+    """(cost, quality), both means over seeds, in rising order of cost."""
+    pairs = ((each.cost(cost), quality.of(each)) for each in curve)
+    return sorted((c, q) for c, q in pairs if c is not None and q is not None)
 
 
-def at_cost(curve: Iterable[Figures], cost: str, at: float) -> float | None:
-    """The distance of ``curve`` at a cost, straight over its logarithm; None beyond its ends."""
-    known = points(curve, cost)
+def at_cost(
+    curve: Iterable[Figures], cost: str, at: float, quality: Quality = DISTANCE
+) -> float | None:
+    """The quality of ``curve`` at a cost, straight over its logarithm; None beyond its ends."""
+    known = points(curve, cost, quality)
     for (left, high), (right, low) in pairwise(known):
         if left <= at <= right:
             return _between(math.log(at), (math.log(left), high), (math.log(right), low))
-    return next((distance for c, distance in known if c == at), None)
+    return next((value for c, value in known if c == at), None)
 
 
 def equal_quality(
-    curve: Iterable[Figures], batch: int, level: float | None
+    curve: Iterable[Figures], batch: int, level: float | None, quality: Quality = DISTANCE
 ) -> tuple[float | None, bool]:
-    """The least step, of dense, at which ``curve`` has a distance of at most ``level``.
+    """The least step, of dense, at which ``curve`` has a quality of at most ``level``.
 
     True beside it: its fastest row is good enough already, so this is an upper bound.
     """
-    known = points(curve, f"step{batch}")
-    for index, (time, distance) in enumerate(known):
-        if level is None or distance > level:
+    known = points(curve, f"step{batch}", quality)
+    for index, (time, value) in enumerate(known):
+        if level is None or value > level:
             continue
         if index == 0:
             return time, True
         before, worse = known[index - 1]
-        found = _between(level, (worse, math.log(before)), (distance, math.log(time)))
+        found = _between(level, (worse, math.log(before)), (value, math.log(time)))
         return math.exp(found), False
     return None, False
 

@@ -14,10 +14,11 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 from experiment_rows import FOLDER, RESULTS, ROOT, load_rows
 from tickets_findings import Findings
-from tickets_numbers import spread
+from tickets_numbers import number, part_of_dense, spread
 from tickets_sections import (
     allocation,
     controls,
@@ -73,10 +74,11 @@ def head(findings: Findings) -> Iterator[str]:
     yield (
         "*Distance*: Fréchet distance between features of samples and of real images, by "
         f"`sparse-ddpm evaluate`{judged(findings)}; several seeds: mean (smallest to largest). "
+        "*Loss*: on held-out images. "
         "*Gone*: part of the prunable weights. *kB*: the file. *MFLOP*: of surviving weights, "
         "one image, one step. *Peak*: resident memory of a process that steps, batch 1. "
         "*Step*: the median step, float32, as a part of that of the same network with every "
-        f"weight stored, timed in turns with it{dense_steps(findings)}."
+        f"weight stored, timed in turns with it{dense_steps(findings)}; {timings(findings)}."
     )
     for words in machines(findings):
         yield ""
@@ -92,6 +94,23 @@ def dense_steps(findings: Findings) -> str:
     return f", which took {' and '.join(words)}" if words else ""
 
 
+def timings(findings: Findings) -> str:
+    """How often rows were timed, and how far the timings of one are apart."""
+    every = [sittings for f in findings.figures.values() for sittings in f.benches]
+    found = [
+        [part for each in sittings if (part := part_of_dense(each, batch)) is not None]
+        for sittings in every
+        for batch in (1, 16)
+    ]
+    apart = sorted(max(parts) / min(parts) for parts in found if len(parts) > 1)
+    counts = spread([len(sittings) for sittings in every]) if every else "no"
+    words = f"the median of {counts} timings"
+    if apart:
+        middle, most = number(median(apart)), number(apart[-1])
+        words += f", of which the largest over the least is {middle} (median row; at most {most})"
+    return words
+
+
 def judged(findings: Findings) -> str:
     ways = sorted({way for f in findings.figures.values() for way in f.drawn})
     return f" on {' and '.join(f'{n:,} samples ({how})' for n, how in ways)}" if ways else ""
@@ -99,7 +118,7 @@ def judged(findings: Findings) -> str:
 
 def machines(findings: Findings) -> list[str]:
     every = findings.figures.values()
-    benches = [bench for figures in every for bench in figures.benches]
+    benches = [bench for figures in every for bench in figures.sittings]
     found = dict.fromkeys(
         f"Timed on {bench['machine']['cpu']}, {bench['threads']} threads, device {bench['device']}."
         for bench in benches

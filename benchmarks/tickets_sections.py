@@ -7,18 +7,15 @@ from functools import partial
 from typing import Any
 
 from experiment_rows import Row
+from tickets_cost import equal_cost, fastest
 from tickets_findings import Findings
 from tickets_numbers import (
-    Figures,
     allocation_name,
-    at_cost,
     curves,
-    equal_quality,
     line,
     mean,
     number,
     pattern_name,
-    rule,
     search_name,
     spread,
 )
@@ -32,15 +29,6 @@ CLEAR = 1.1
 """From which ratio of two distances on one row is called clearly worse, at the least."""
 TRENDS = {"trend": "", "trend, down": "down.", "trend, up": "up."}
 """Over which blocks, by the beginnings of their names."""
-COSTS = {
-    "file_kb": "stored size",
-    "mflops": "FLOPs",
-    "step1": "time, batch 1",
-    "step16": "time, batch 16",
-}
-"""What rows are made equal in, and how the page calls it."""
-QUALITIES = (1.05, 1.15, 1.5, 2.0, 4.0, 8.0)
-"""At which patterns are compared: distance as a multiple of dense."""
 
 
 def verdict(ratio: float, clear: float = CLEAR) -> str:
@@ -191,41 +179,9 @@ def allocation(findings: Findings) -> Iterator[str]:
     yield ""
     rows = findings.rows_of("allocation")
     yield from findings.ticket_table(rows)
-    found = curves(rows, findings.firsts, allocation_name)
-    yield from equal_cost(found, "uniform")
+    yield from equal_cost(findings, rows, allocation_name, "uniform")
+    found = curves(rows, findings.of_seed[0], allocation_name)
     yield from findings.picture("tickets-allocation.png", against_time(list(found.items())))
-
-
-def equal_cost(found: dict[str, list[Figures]], standard: str) -> Iterator[str]:
-    """Each row of other curves beside the curve ``standard``, read off where it costs as much."""
-    # Dense is where every curve begins, and no row of another one.
-    curve = [*found.get("dense", []), *found.get(standard, [])]
-    others = [rows for name, rows in found.items() if name not in ("dense", standard)]
-    cells = [(row, beside(row, curve)) for rows in others for row in rows]
-    known = [(row, ratios) for row, ratios in cells if any(r is not None for r in ratios)]
-    if not known:
-        return
-    yield ""
-    yield (
-        f"At equal cost: a row's distance over that of `{standard}`, read off the curve of "
-        "its rows and dense (straight lines over the logarithm of the cost) where it costs as "
-        "much; below 1 the row is better; - where the curve does not reach. Here, in the table of "
-        "times and in the picture distances are of the first seed, which all rows have."
-    )
-    yield ""
-    header = line(["row", "distance", *(f"equal {words}" for words in COSTS.values())])
-    yield header
-    yield rule(header)
-    for row, ratios in known:
-        yield line([row.title, number(mean(row.distances)), *map(number, ratios)])
-
-
-def beside(row: Figures, curve: list[Figures]) -> list[float | None]:
-    """The distance of ``row`` over that of ``curve``, for each of `COSTS`."""
-    here = mean(row.distances)
-    costs = [(name, row.cost(name)) for name in COSTS]
-    there = [None if at is None else at_cost(curve, name, at) for name, at in costs]
-    return [here / each if here is not None and each else None for each in there]
 
 
 def pattern(findings: Findings) -> Iterator[str]:
@@ -233,43 +189,10 @@ def pattern(findings: Findings) -> Iterator[str]:
     yield ""
     rows = findings.rows_of("pattern")
     yield from findings.ticket_table(rows)
-    found = curves(rows, findings.firsts, pattern_name)
-    yield from equal_cost(found, "element")
-    if findings.dense is not None:
-        yield from times_of_quality(found, findings.dense)
+    yield from equal_cost(findings, rows, pattern_name, "element")
+    yield from fastest(findings, rows)
+    found = curves(rows, findings.of_seed[0], pattern_name)
     yield from findings.picture("tickets-pattern.png", against_time(list(found.items())))
-
-
-def times_of_quality(found: dict[str, list[Figures]], dense: float) -> Iterator[str]:
-    yield ""
-    yield (
-        "The step, as a part of dense, that each pattern needs for a distance of so many times "
-        "dense, read off its curve; at most (≤) where even its sparsest row is better; - where "
-        "none of its rows is as good. The fastest is bold."
-    )
-    yield ""
-    header = line(["distance / dense", "batch", *found])
-    yield header
-    yield rule(header)
-    fastest: dict[int, dict[str, list[str]]] = {1: {}, 16: {}}
-    for batch, winners in fastest.items():
-        for quality in QUALITIES:
-            times = [equal_quality(each, batch, quality * dense) for each in found.values()]
-            known = [time for time, _ in times if time is not None]
-            cells = []
-            for name, (time, bound) in zip(found, times, strict=True):
-                text = number(time, ".1%")
-                text = f"≤ {text}" if bound else text
-                best = bool(known) and time == min(known)
-                cells.append(f"**{text}**" if best else text)
-                if best:
-                    winners.setdefault(name, []).append(f"{quality:g}")
-            yield line([f"{quality:g}", str(batch), *cells])
-    yield ""
-    for batch, winners in fastest.items():
-        if winners:
-            words = "; ".join(f"{name} at {', '.join(at)}" for name, at in winners.items())
-            yield f"* The fastest, batch {batch}, by times dense: {words}."
 
 
 def shipping(findings: Findings) -> Iterator[str]:

@@ -18,7 +18,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 TINY = UNetConfig(dim=8, dim_mults=(1, 2), channels=1, image_size=8, groups=2, heads=1, dim_head=4)
 MODULES = (
     *("experiment_rows", "experiment_lanes", "experiments", "tickets_numbers", "tickets_pictures"),
-    *("tickets_findings", "tickets_sections", "tickets_page"),
+    *("tickets_findings", "tickets_cost", "tickets_sections", "tickets_page"),
 )
 
 COMMON = """
@@ -44,7 +44,7 @@ ROWS = {
     "element-99": 'title = "99 %"\ntables = ["matching", "pattern"]\n[train]\nsparsity = 0.99\n',
     "reinit-90": 'title = "90 %, reinit"\ntables = ["control"]\nof = "element-90"\n'
     'control = "reinit"\n',
-    "similarity-90": 'title = "similarity"\ntables = ["allocation"]\n'
+    "similarity-90": 'title = "similarity"\ntables = ["allocation", "pattern"]\n'
     'remedy = ["element-90", "allocation"]\n[train]\nsparsity = 0.9\nallocation = "similarity"\n'
     'similar-to = ["ticket:element-90/0", "ticket:element-90/1"]\n',
     "order-90": 'title = "90 %, another order"\ntables = ["similarity"]\n[train]\nsparsity = 0.9\n'

@@ -77,14 +77,14 @@ def test_a_row_is_run_once_and_its_result_names_no_place(
     assert modules["experiments"].main(["element-90", "--samples", "64", *where]) == 0
     assert [words[0] for words in fake.commands] == ["train", "inspect", "evaluate", "bench"] * 2
     result = kept(where, "element-90")
-    assert result["schema"] == 1
+    assert result["schema"] == 2
     assert sorted(result["runs"]) == ["0", "1"]
     run = result["runs"]["0"]
     assert run["options"]["sparsity"] == 0.9
     assert run["train"]["rounds"][0]["held_out_loss"] == 0.1
     assert run["evaluate"]["samples"] == 64
     assert run["evaluate"]["reference"] == "mnist:DIR/mnist"
-    assert run["bench"]["ticket"] == "runs/element-90-seed0/ticket.pt"
+    assert run["bench"][0]["ticket"] == "runs/element-90-seed0/ticket.pt"
     assert run["inspect"]["sparsity"] == pytest.approx(0.9, abs=0.01)
     assert "operations" not in run["inspect"]
     assert str(Path(where[1]).parent) not in json.dumps(result)
@@ -94,6 +94,42 @@ def test_a_row_is_run_once_and_its_result_names_no_place(
     again = ["element-90", "--again", "bench", "--seeds", "1", *where]
     assert modules["experiments"].main(again) == 0
     assert [words[0] for words in fake.commands] == ["bench"]
+    runs = kept(where, "element-90")["runs"]
+    assert [len(runs[seed]["bench"]) for seed in ("0", "1")] == [1, 2]
+
+
+def test_what_is_trained_anew_loses_what_was_found_before(
+    modules: dict[str, ModuleType], where: list[str], fake: Fake
+) -> None:
+    main = modules["experiments"].main
+    assert main(["element-99", *where]) == 0
+    whole = kept(where, "element-99")["runs"]["0"]
+    again = ["element-99", "--stages", "train", "--again", "train", *where]
+    assert main(again) == 0
+    assert kept(where, "element-99")["runs"]["0"] == whole
+    train = fake.train
+
+    def other(words: list[str]) -> dict[str, Any]:
+        found = train(words)
+        found["rounds"][0]["held_out_loss"] = 0.3
+        return found
+
+    fake.train = other  # type: ignore[method-assign]
+    assert main(again) == 0
+    assert list(kept(where, "element-99")["runs"]["0"]) == ["options", "train"]
+
+
+def test_a_result_of_another_schema_is_one_error(
+    modules: dict[str, ModuleType],
+    where: list[str],
+    fake: Fake,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert modules["experiments"].main(["element-99", *where]) == 0
+    path = Path(where[where.index("--results") + 1]) / "element-99.json"
+    path.write_text(path.read_text().replace('"schema": 2', '"schema": 1'))
+    assert modules["experiments"].main(["element-99", *where]) == 1
+    assert "element-99.json: schema: expected 2, got 1" in capsys.readouterr().err
 
 
 def test_a_failure_keeps_what_was_done_and_stops_no_other_row(
@@ -140,7 +176,7 @@ def test_a_narrower_network_is_timed_beside_the_wide_one(
     options = 'tables = ["control"]\nof = "element-90"\ncontrol = "narrow:0.25"\n'
     (rows / "narrow.toml").write_text(f'title = "narrower"\n{options}')
     assert modules["experiments"].main(["narrow", *where]) == 0
-    found = kept(where, "narrow")["runs"]["0"]["bench"]["results"]
+    found = kept(where, "narrow")["runs"]["0"]["bench"][0]["results"]
     times = {(each["engine"], each["batch"]): each["step_ms"] for each in found}
     assert times == {
         **{("sparse-ddpm", batch): 0.375 * batch for batch in (1, 16)},
