@@ -59,7 +59,9 @@ def equal_cost(
         "where the curve does not reach. Each seed beside the curve of the same seed: mean "
         "(smallest to largest). Two seeds of one row differ by up to "
         f"{number(findings.between_seeds())} in distance and "
-        f"{number(findings.between_seeds(findings.excess))} in loss beyond dense."
+        f"{number(findings.between_seeds(findings.excess))} in loss beyond dense; the ratio of "
+        "two rows of one seed and that of the same rows of another by up to "
+        f"{number(findings.between_pairs())} and {number(findings.between_pairs(findings.excess))}."
     )
     yield ""
     words = [f"{what}, equal {cost}" for what in ("distance", "loss") for cost in COSTS.values()]

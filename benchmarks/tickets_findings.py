@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,8 @@ class Findings:
             number(mean(f.file_kb)),
             number(mean(f.mflops)),
             number(mean(f.peaks)),
-            number(mean(f.step(1)), ".1%"),
-            number(mean(f.step(16)), ".1%"),
+            number(f.step(1), ".1%"),
+            number(f.step(16), ".1%"),
         ]
 
     def ratio(self, f: Figures) -> float | None:
@@ -117,14 +118,43 @@ class Findings:
 
     def between_seeds(self, quality: Callable[[int], Quality | None] = lambda _: DISTANCE) -> float:
         """The largest ratio of two seeds of one row; 1 where none has two."""
-        found: dict[str, list[float]] = {}
+        rows = self._by_seed(quality).values()
+        return max((max(each.values()) / min(each.values()) for each in rows), default=1.0)
+
+    def between_pairs(self, quality: Callable[[int], Quality | None] = lambda _: DISTANCE) -> float:
+        """How far the ratio of two rows of one seed may be from that of another seed, at most.
+
+        Rows of one seed share its initial weights, its order of data and mostly its dense round, so
+        that most of what seeds differ by is in both.
+        """
+        rows = list(self._by_seed(quality).values())
+        apart = 1.0
+        for one, other in combinations(rows, 2):
+            ratios = [one[seed] / other[seed] for seed in one.keys() & other.keys()]
+            if ratios:
+                apart = max(apart, max(ratios) / min(ratios))
+        return apart
+
+    def _by_seed(
+        self, quality: Callable[[int], Quality | None]
+    ) -> dict[str, dict[int, float]]:
+        """The quality of each seed by row, where it is more than 0."""
+        found: dict[str, dict[int, float]] = {}
         for seed, rows in self.of_seed.items():
+            measure = quality(seed)
             for name, f in rows.items():
-                measure = quality(seed)
                 value = None if measure is None else measure.of(f)
                 if value is not None and value > 0.0:
-                    found.setdefault(name, []).append(value)
-        return max((max(each) / min(each) for each in found.values()), default=1.0)
+                    found.setdefault(name, {})[seed] = value
+        return found
+
+    def beside_its_ticket(self, row: Row) -> list[float]:
+        """The distance of a control over that of its ticket, for each seed that has both."""
+        pairs = (
+            (mean(rows[row.name].distances), mean(rows[row.of].distances))
+            for rows in self.of_seed.values()
+        )
+        return [here / ticket for here, ticket in pairs if here is not None and ticket]
 
     def steps(self, row: Row) -> int:
         """Training steps behind a row's ticket, those of a ticket it began with included."""

@@ -81,14 +81,20 @@ class Figures:
         found = (measured(sitting, DENSE, batch, "step_ms") for sitting in self.sittings)
         return [ms for ms in found if ms is not None]
 
-    def step(self, batch: int) -> tuple[float, ...]:
-        """The median step as a part of `dense_ms`: the median of the sittings."""
-        return self._middles(lambda sitting: part_of_dense(sitting, batch))
+    def steps(self, batch: int) -> list[float]:
+        """The median step as a part of `dense_ms`, in each sitting."""
+        found = (part_of_dense(sitting, batch) for sitting in self.sittings)
+        return [part for part in found if part is not None]
+
+    def step(self, batch: int) -> float | None:
+        """The median of `steps`: seeds have other weights, but as many in as large layers."""
+        found = self.steps(batch)
+        return median(found) if found else None
 
     def cost(self, name: str) -> float | None:
-        """Mean of ``file_kb``, ``mflops`` or ``step`` with a batch, as in ``step16``."""
+        """Mean of ``file_kb`` or ``mflops``, or ``step`` with a batch, as in ``step16``."""
         if name.startswith("step"):
-            return mean(self.step(int(name.removeprefix("step"))))
+            return self.step(int(name.removeprefix("step")))
         values: tuple[float, ...] = getattr(self, name)
         return mean(values)
 

@@ -18,7 +18,7 @@ from statistics import median
 
 from experiment_rows import FOLDER, RESULTS, ROOT, load_rows
 from tickets_findings import Findings
-from tickets_numbers import number, part_of_dense, spread
+from tickets_numbers import number, spread
 from tickets_sections import (
     allocation,
     controls,
@@ -96,18 +96,14 @@ def dense_steps(findings: Findings) -> str:
 
 def timings(findings: Findings) -> str:
     """How often rows were timed, and how far the timings of one are apart."""
-    every = [sittings for f in findings.figures.values() for sittings in f.benches]
-    found = [
-        [part for each in sittings if (part := part_of_dense(each, batch)) is not None]
-        for sittings in every
-        for batch in (1, 16)
-    ]
-    apart = sorted(max(parts) / min(parts) for parts in found if len(parts) > 1)
-    counts = spread([len(sittings) for sittings in every]) if every else "no"
+    rows = [f for f in findings.figures.values() if f.sittings]
+    found = [parts for f in rows for batch in (1, 16) if len(parts := f.steps(batch)) > 1]
+    apart = sorted(max(parts) / min(parts) for parts in found)
+    counts = spread([len(f.sittings) for f in rows]) if rows else "no"
     words = f"the median of {counts} timings"
     if apart:
         middle, most = number(median(apart)), number(apart[-1])
-        words += f", of which the largest over the least is {middle} (median row; at most {most})"
+        words += f", of which the largest over the least is {middle} in the median row, {most} at most"
     return words
 
 
