@@ -129,10 +129,22 @@ class Wins:
         of_batch[name] = of_batch.get(name, 0) + 1
 
     def said(self) -> Iterator[str]:
+        patterns: dict[str, int] = {}
         for batch, counts in self.counts.items():
-            names = sorted(counts, key=lambda name: -counts[name])
-            words = ", ".join(f"{name} {counts[name]}" for name in names)
-            yield f"* Lines won, batch {batch}, of {sum(counts.values())}: {words}."
+            yield f"* Lines won, batch {batch}, of {sum(counts.values())}: {_counted(counts)}."
+            for name, count in counts.items():
+                pattern = name.partition(",")[0]
+                patterns[pattern] = patterns.get(pattern, 0) + count
+        first, *others = sorted(patterns, key=lambda name: -patterns[name])
+        words = f"* By pattern, however searched for: {_counted(patterns)}."
+        if not others or patterns[first] > patterns[others[0]]:
+            words += f" **The fastest pattern at equal quality: {first}.**"
+        yield words
+
+
+def _counted(counts: dict[str, int]) -> str:
+    names = sorted(counts, key=lambda name: -counts[name])
+    return ", ".join(f"{name} {counts[name]}" for name in names)
 
 
 Place = tuple[str, float, bool]

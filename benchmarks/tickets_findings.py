@@ -135,9 +135,7 @@ class Findings:
                 apart = max(apart, max(ratios) / min(ratios))
         return apart
 
-    def _by_seed(
-        self, quality: Callable[[int], Quality | None]
-    ) -> dict[str, dict[int, float]]:
+    def _by_seed(self, quality: Callable[[int], Quality | None]) -> dict[str, dict[int, float]]:
         """The quality of each seed by row, where it is more than 0."""
         found: dict[str, dict[int, float]] = {}
         for seed, rows in self.of_seed.items():

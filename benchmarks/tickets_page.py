@@ -103,7 +103,9 @@ def timings(findings: Findings) -> str:
     words = f"the median of {counts} timings"
     if apart:
         middle, most = number(median(apart)), number(apart[-1])
-        words += f", of which the largest over the least is {middle} in the median row, {most} at most"
+        words += (
+            f", of which the largest over the least is {middle} in the median row, {most} at most"
+        )
     return words
 
 

@@ -85,7 +85,8 @@ def add_parser(subparsers: Any) -> None:
     add(
         "--pattern",
         help="the unit of convolutions that is pruned: element, vector:G (G output channels) or "
-        "block:RxC (R output by C input channels of one tap) (default: vector:8)",
+        "block:RxC (R output by C input channels of one tap) (default: vector:8, of those measured "
+        "the fastest at equal quality on a CPU)",
     )
     add(
         "--permute",
