@@ -10,7 +10,7 @@ there is not done again, and training that was stopped goes on. ROOT holds the f
 default is SPARSE_DDPM_DATA. Runs are kept in runs/tickets. Time nothing else beside it.
 
 A neighbour can disturb a machine for as long as one timing takes, so a row may have several, of
-which the page takes the median: each run with --again bench adds one to every row that it names.
+which the page takes the calmest: each run with --again bench adds one to every row that it names.
 What is trained anew loses what was found of the ticket before it.
 
 With --jobs N, N rows are at work at once, each on its share of the cores: more rows an hour than

@@ -125,9 +125,9 @@ class Findings:
         """How far the ratio of two rows of one seed may be from that of another seed, at most.
 
         Rows of one seed share its initial weights, its order of data and mostly its dense round, so
-        that most of what seeds differ by is in both.
+        that most of what seeds differ by is in both. Controls are left out: they are judged by it.
         """
-        rows = list(self._by_seed(quality).values())
+        rows = [f for name, f in self._by_seed(quality).items() if not self.rows[name].of]
         apart = 1.0
         for one, other in combinations(rows, 2):
             ratios = [one[seed] / other[seed] for seed in one.keys() & other.keys()]

@@ -18,7 +18,7 @@ from statistics import median
 
 from experiment_rows import FOLDER, RESULTS, ROOT, load_rows
 from tickets_findings import Findings
-from tickets_numbers import number, spread
+from tickets_numbers import dense_ms, number, spread
 from tickets_sections import (
     allocation,
     controls,
@@ -86,27 +86,28 @@ def head(findings: Findings) -> Iterator[str]:
 
 
 def dense_steps(findings: Findings) -> str:
-    found = {
-        batch: [ms for f in findings.figures.values() for ms in f.dense_ms(batch)]
-        for batch in (1, 16)
-    }
-    words = [f"{spread(times)} ms at batch {batch}" for batch, times in found.items() if times]
+    words = []
+    for batch in (1, 16):
+        calm = filter(None, (f.calmest(batch) for f in findings.figures.values()))
+        times = [ms for sitting in calm if (ms := dense_ms(sitting, batch)) is not None]
+        if times:
+            words.append(f"{spread(times)} ms at batch {batch}")
     return f", which took {' and '.join(words)}" if words else ""
 
 
 def timings(findings: Findings) -> str:
-    """How often rows were timed, and how far the timings of one are apart."""
+    """How often rows were timed, which timing counts, and how far those of one are apart."""
     rows = [f for f in findings.figures.values() if f.sittings]
     found = [parts for f in rows for batch in (1, 16) if len(parts := f.steps(batch)) > 1]
+    if not found:
+        return "one timing a row"
     apart = sorted(max(parts) / min(parts) for parts in found)
-    counts = spread([len(f.sittings) for f in rows]) if rows else "no"
-    words = f"the median of {counts} timings"
-    if apart:
-        middle, most = number(median(apart)), number(apart[-1])
-        words += (
-            f", of which the largest over the least is {middle} in the median row, {most} at most"
-        )
-    return words
+    return (
+        f"of {spread([len(f.sittings) for f in rows])} timings a row the one in which that dense "
+        "step was the shortest, since its work is the same for every row and its time tells how "
+        "much the machine was disturbed (the largest over the least part of one row: "
+        f"{number(median(apart))} in the median row, {number(apart[-1])} at most)"
+    )
 
 
 def judged(findings: Findings) -> str:
