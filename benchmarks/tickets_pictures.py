@@ -13,7 +13,7 @@ COLOURS = (
     *("#d1495b", "#00798c", "#edae49", "#66a182", "#5f4b8b", "#2e4057"),
     *("#8d99ae", "#b56576", "#3d9970", "#c77dff", "#a0522d", "#1f77b4", "#bcbd22", "#17becf"),
 )
-LINES = ("-", "--", ":")
+LINES = ("-o", "--s", ":^")
 SHOWN = (80, 90, 95, 98, 99)
 DEVIATIONS = 3.0
 
@@ -60,10 +60,12 @@ def against_time(curves: Curves) -> Figure | None:
                 drawn = True
                 style = LINES[index // len(COLOURS) % len(LINES)]
                 colour = COLOURS[index % len(COLOURS)]
-                axis.plot(
-                    *zip(*known, strict=True), style, marker="o", ms=4, color=colour, label=name
-                )
+                axis.plot(*zip(*known, strict=True), style, ms=4, color=colour, label=name)
         axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(base=10.0, subs=(1.0, 2.0, 5.0), numticks=20))
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.yaxis.minorticks_off()
         axis.xaxis.set_major_locator(LogLocator(base=10.0, subs=(1.0, 2.0, 5.0), numticks=20))
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.xaxis.minorticks_off()
