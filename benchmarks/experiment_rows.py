@@ -41,6 +41,11 @@ KNOWN = (
 )
 DECIDED = tuple(name.replace("_", "-") for name in GIVEN)
 """Options that `sparse-ddpm train --from` refuses."""
+LATER = (
+    *("rounds", "prune-fraction", "sparsity", "steps", "final-steps"),
+    *("allocation", "similar-to", "pattern", "permute", "gradual", "ramp", "distil"),
+)
+"""Options that do not bear on the dense round, so that rows which differ in them share it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +168,19 @@ def parse_ticket(row: str, text: str) -> tuple[str, int]:
     if not match:
         raise ConfigError(expected(f"row {row}", "ticket:ROW/SEED", repr(text)))
     return match[1], int(match[2])
+
+
+def dense_options(row: Row) -> dict[str, Any]:
+    """The options that the dense round depends on."""
+    options = {name: value for name, value in row.train.items() if name not in LATER}
+    if not str(options.get("rewind", "")).startswith("late:"):
+        options.pop("rewind", None)
+    return options
+
+
+def dense_key(row: Row) -> str:
+    """The same for rows whose dense round is the same."""
+    return json.dumps(dense_options(row), sort_keys=True)
 
 
 def result_path(row: Row, results: Path = RESULTS) -> Path:

@@ -43,6 +43,8 @@ from experiment_rows import (
     ROOT,
     STAGES,
     Row,
+    dense_key,
+    dense_options,
     load_rows,
     parse_ticket,
     read_result,
@@ -53,11 +55,6 @@ from sparse_ddpm.bench.engines import DENSE
 from sparse_ddpm.errors import ConfigError, SparseDDPMError, expected
 from sparse_ddpm.files import write_atomically
 
-LATER = (
-    *("rounds", "prune-fraction", "sparsity", "steps", "final-steps"),
-    *("allocation", "similar-to", "pattern", "permute", "gradual", "ramp", "distil"),
-)
-"""Options that do not bear on the dense round, so that rows which differ in them share it."""
 LONG = ("operations", "memory", "storage")
 """What ``inspect`` says that is not kept."""
 ALONE = ("inspect", "bench")
@@ -196,7 +193,7 @@ class Runner:
         if row.of or row.begins or self.places.dry:
             yield
             return
-        key = _dense_key(row)
+        key = dense_key(row)
         found = partial(self._with_dense_round, row, seed)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.locks.hold("dense", key, seed, unless=lambda: bool(found())))
@@ -211,7 +208,7 @@ class Runner:
         """The name of a row that has trained the dense round of ``row``, or nothing."""
         for name in (row.name, *self.rows):
             other = self.rows[name]
-            same = not (other.of or other.pair) and _dense_options(other) == _dense_options(row)
+            same = not (other.of or other.pair) and dense_options(other) == dense_options(row)
             if same and (self._folder(name, seed) / "round-00" / "metrics.json").exists():
                 return name
         return ""
@@ -294,25 +291,13 @@ def plain(found: Any) -> Any:
     return {k: v for k, v in found.items() if k != "schema"} if isinstance(found, dict) else found
 
 
-def _dense_options(row: Row) -> dict[str, Any]:
-    """The options that the dense round depends on."""
-    options = {name: value for name, value in row.train.items() if name not in LATER}
-    if not str(options.get("rewind", "")).startswith("late:"):
-        options.pop("rewind", None)
-    return options
-
-
-def _dense_key(row: Row) -> str:
-    return json.dumps(_dense_options(row), sort_keys=True)
-
-
 def apart(rows: dict[str, Row], pairs: list[tuple[str, int]]) -> list[tuple[str, int]]:
     """``pairs`` with one for each dense round first: others would wait for it in their lanes."""
     first: dict[tuple[str, int], tuple[str, int]] = {}
     for name, seed in pairs:
         row = rows[name]
         if not (row.of or row.begins or row.pair):
-            first.setdefault((_dense_key(row), seed), (name, seed))
+            first.setdefault((dense_key(row), seed), (name, seed))
     return [*first.values(), *(pair for pair in pairs if pair not in first.values())]
 
 
