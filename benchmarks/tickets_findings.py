@@ -47,14 +47,15 @@ class Findings:
             name: figures(row, self.results[name]) for name, row in rows.items() if not row.pair
         }
         # Seeds differ by more than most rows of one seed do: rows are set beside each other so.
-        seeds = {seed for result in self.results.values() for seed in result["runs"]}
+        seeds = {int(seed) for result in self.results.values() for seed in result["runs"]}
+        seeds |= {0, *(row.seeds[0] for row in rows.values())}
         self.of_seed = {
-            int(seed): {
-                name: figures(row, one_seed(self.results[name], seed))
+            seed: {
+                name: figures(row, one_seed(self.results[name], str(seed)))
                 for name, row in rows.items()
                 if not row.pair
             }
-            for seed in sorted(seeds | {"0"}, key=int)
+            for seed in sorted(seeds)
         }
         self.dense = mean(self.figures["dense"].distances) if "dense" in rows else None
         self.pictures: dict[str, Figure] = {}

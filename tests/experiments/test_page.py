@@ -140,6 +140,14 @@ def test_seeds_say_what_is_clear(
     assert any(words in line for line in lines)
 
 
+def test_a_remedy_that_no_seed_has_run_has_no_figures(
+    modules: dict[str, ModuleType], where: list[str], rows: Path, tmp_path: Path
+) -> None:
+    path = rows / "similarity-90.toml"
+    path.write_text(path.read_text().replace("[train]", "seeds = [3]\n[train]"))
+    assert "**Not run: 1 of the 1 rows of this table.**" in page(modules, where, tmp_path)
+
+
 def test_a_tie_names_no_pattern(modules: dict[str, ModuleType]) -> None:
     wins = modules["tickets_cost"].Wins()
     for name in ("vector:8", "element, lamp", "element", "vector:8, gradual"):
