@@ -32,7 +32,7 @@ DISTANCES = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 LOSSES = (1.03, 1.05, 1.08, 1.12, 1.16)
 """The same for the held-out loss."""
 PLACES = ("fastest", "second", "third")
-LOSS = Quality("loss", lambda row: row.losses)
+LOSS = Quality(lambda row: row.losses)
 
 
 def equal_cost(

@@ -108,14 +108,11 @@ class Findings:
         """The distance of a row's first seed, to set beside that of another row."""
         return mean(self.of_seed[self.rows[name].seeds[0]][name].distances)
 
-    def dense_loss(self, seed: int) -> float | None:
-        found = self.of_seed[seed].get("dense")
-        return mean(found.losses) if found else None
-
     def excess(self, seed: int) -> Quality | None:
         """The held-out loss beyond that of dense with the same seed."""
-        base = self.dense_loss(seed)
-        return None if base is None else Quality("excess loss", lambda f: f.losses, base)
+        dense = self.of_seed[seed].get("dense")
+        base = mean(dense.losses) if dense else None
+        return None if base is None else Quality(lambda f: f.losses, base)
 
     def between_seeds(self, quality: Callable[[int], Quality | None] = lambda _: DISTANCE) -> float:
         """The largest ratio of two seeds of one row; 1 where none has two."""

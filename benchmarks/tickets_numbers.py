@@ -149,7 +149,6 @@ def mean(values: Sequence[float]) -> float | None:
 class Quality:
     """What rows are compared by: the lower the better. ``base``: what is taken off first."""
 
-    words: str
     values: Callable[[Figures], Sequence[float]]
     base: float = 0.0
 
@@ -159,11 +158,7 @@ class Quality:
         return None if value is None else value - self.base
 
 
-def distance_of(row: Figures) -> Sequence[float]:
-    return row.distances
-
-
-DISTANCE = Quality("distance", distance_of)
+DISTANCE = Quality(lambda row: row.distances)
 
 
 def curves(

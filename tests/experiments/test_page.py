@@ -177,6 +177,6 @@ def test_points_on_curves(modules: dict[str, ModuleType]) -> None:
     assert numbers.equal_quality(curve, 1, 6.0) == (0.1, True)
     assert numbers.equal_quality(curve, 1, 0.5) == (None, False)
     assert numbers.at_cost([point(3.0, 5.0)], "step1", 0.3) == 5.0
-    excess = numbers.Quality("excess loss", lambda row: row.losses, 0.1)
+    excess = numbers.Quality(lambda row: row.losses, 0.1)
     assert numbers.at_cost(curve, "step1", 0.2, excess) == pytest.approx(0.3)
     assert numbers.equal_quality(curve, 1, 0.3, excess) == (pytest.approx(0.2), False)
